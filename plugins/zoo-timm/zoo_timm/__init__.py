@@ -1,0 +1,1 @@
+"""Every timm classifier; the edge zoo finds them through ``zoo_timm.plugin``."""

@@ -1,0 +1,95 @@
+"""What the core itself registers, through the same door as a stranger's plugin. Records only; imports nothing heavy."""
+
+from __future__ import annotations
+
+from .specs import Command, DatasetFormat, Runtime, Spec, Task
+
+CLASSIFY = Task(
+    name="classify",
+    summary="One label for a whole image",
+    load="zoo.tasks.classify:Classify",
+    outputs=("logits", "scores"),
+    trainer="zoo.train.classify:ClassifyTrainer",
+    # The one table of tolerances for this task; the reason stands beside each number.
+    tolerances={
+        "fp32": {
+            # error in units of PyTorch's own float32 error against float64: honest exports measure 0.9 to 1.5
+            "numbers_units": 8.0,
+            # floor of the unit, as a share of the output's spread: below it float32 rounding is all there is
+            "numbers_floor": 2e-6,
+            "accuracy_drop": 0.005,
+            # candidate p50 / PyTorch p50, upper end of its confidence interval
+            "latency_ratio": 1.10,
+            # golden vectors on another machine: share of the output's spread
+            "golden": 2e-4,
+        },
+        "fp16": {
+            # half precision has 11 bits; through some tens of layers 1 % of the spread is the usual worst case
+            "numbers_rms": 0.01,
+            "accuracy_drop": 0.01,
+            "latency_ratio": 1.10,
+            "golden": 0.01,
+        },
+        "int8": {
+            # RMS error over the RMS of the reference: post-training int8 measures 0.02 to 0.15 on honest networks
+            "numbers_rms": 0.25,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            # the same integers on the same kernels; other kernels may round one step differently
+            "golden": 0.005,
+        },
+    },
+)
+
+TASKS = (CLASSIFY,)
+
+RUNTIMES = (
+    Runtime(
+        name="onnxruntime",
+        summary="ONNX Runtime on the CPU (and on whatever providers its wheel has)",
+        load="zoo.runtime.ort:open_session",
+        reads="onnx",
+        requires=("onnxruntime",),
+        priority=10,
+        install="pip install 'edgezoo[edge]'",
+    ),
+)
+
+DATASET_FORMATS = (
+    DatasetFormat(
+        name="folders",
+        summary="One folder a class, optionally below train/, val/ and test/",
+        load="zoo.data.folders:FolderFormat",
+        tasks=("classify",),
+    ),
+    DatasetFormat(
+        name="idx",
+        summary="The raw idx files of MNIST and its kin, gzipped or not",
+        load="zoo.data.idx:IdxFormat",
+        tasks=("classify",),
+    ),
+    DatasetFormat(
+        name="csv",
+        summary="A CSV of path,label[,split]",
+        load="zoo.data.csvfile:CsvFormat",
+        tasks=("classify",),
+    ),
+)
+
+COMMANDS = (
+    Command(name="list", group="find", summary="List the architectures", load="zoo.cli.find:list_command"),
+    Command(name="show", group="find", summary="Show one architecture", load="zoo.cli.find:show_command"),
+    Command(name="plugins", group="find", summary="Show the plugins and what is wrong with any", load="zoo.cli.find:plugins_command"),
+    Command(name="doctor", group="find", summary="Say what this machine can train, export and run", load="zoo.cli.doctor:command"),
+    Command(name="finetune", group="train", summary="Adapt a network to your images by transfer learning", load="zoo.cli.finetune:command"),
+    Command(name="evaluate", group="train", summary="Measure a checkpoint or a bundle on a data set", load="zoo.cli.evaluate:command"),
+    Command(name="verify", group="prove", summary="Judge a bundle: numbers, accuracy, latency", load="zoo.cli.verify:command"),
+    Command(name="selftest", group="prove", summary="Replay a bundle's golden vectors on this machine", load="zoo.cli.selftest:command"),
+    Command(name="bench", group="prove", summary="Measure a bundle's latency on this machine", load="zoo.cli.bench:command"),
+    Command(name="run", group="run", summary="Run a bundle on images", load="zoo.cli.run:command"),
+    Command(name="pack", group="run", summary="Make a bundle one .zoo file", load="zoo.cli.pack:command"),
+    Command(name="demo", group="find", summary="See the whole path on handwritten digits", load="zoo.cli.demo:command"),
+)
+
+
+SPECS: tuple[Spec, ...] = (*TASKS, *RUNTIMES, *DATASET_FORMATS, *COMMANDS)

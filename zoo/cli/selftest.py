@@ -1,0 +1,39 @@
+"""``zoo selftest``: replay a bundle's golden vectors on this machine and name the stage that differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import emit_json, json_option, table
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--artifact", help="Only this artefact; by default all of them.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of one call.")
+@json_option
+def command(bundle: Path, artifact: str | None, threads: int | None, as_json: bool) -> None:
+    """Replay the golden vectors of BUNDLE (a folder or a .zoo file) with numpy and a runtime alone.
+
+    Stages: manifest, files, open, preprocess, network, decode. Exit code 1 where one fails.
+
+    \b
+    Examples:
+      zoo selftest digits.zoo
+      zoo selftest digits.zoo --artifact int8 --json
+    """
+    from ..errors import GateFailed
+    from ..parity.golden import selftest
+
+    stages = selftest(bundle, artifact, threads=threads)
+    if as_json:
+        emit_json({"bundle": str(bundle), "passed": all(stages), "stages": [s.to_dict() for s in stages]})
+    else:
+        rows = [(s.stage, s.artifact, "pass" if s else "FAIL", s.message) for s in stages]
+        click.echo(table(rows, ("stage", "artefact", "verdict", "what was seen")))
+    failed = [s for s in stages if not s]
+    if failed:
+        where = f" ({failed[0].artifact})" if failed[0].artifact else ""
+        raise GateFailed(f"self-test failed at stage '{failed[0].stage}'{where}: {failed[0].message}")

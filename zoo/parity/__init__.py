@@ -1,0 +1,83 @@
+"""Evidence that an artefact does what the trained network does. numpy only: the same code judges everywhere.
+
+Three gates (``zoo.parity.gates``), golden vectors (``selftest``), and the report that shows both (``report``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..specs import Task
+
+__all__ = ["Candidate", "Finding", "Reference", "Samples"]
+
+PASS, FAIL, INCONCLUSIVE, SKIPPED = "pass", "fail", "inconclusive", "not judged"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What candidate and reference were both run on."""
+
+    task: Task
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    """N names, in the order of the outputs' first axis."""
+    targets: Sequence[Any] | None
+    """N targets, or None where nobody knows the right answers: then accuracy is not judged."""
+    source: str
+    """For the report: ``val split of photos (153 images)``."""
+    tensors: np.ndarray
+    """(K, C, H, W) float32, K <= N: the first few inputs, for the latency gate."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """One artefact's behaviour on the samples."""
+
+    name: str
+    precision: str
+    outputs: Mapping[str, np.ndarray]
+    """By output name, (N, …) float32."""
+    call: Callable[[np.ndarray], Any] | None = None
+    """Runs a (1, C, H, W) tensor; None where latency is not to be measured."""
+    device: str = ""
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    """The bounds in force: the task's for this precision, with a user's own laid over them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """The trained network's behaviour on the same samples."""
+
+    name: str
+    """``PyTorch 2.15.0 (eager, float32)``, or the artefact that stands in for it on a device."""
+    outputs: Mapping[str, np.ndarray]
+    """By output name, (N, …) float32."""
+    exact: Mapping[str, np.ndarray] | None = None
+    """The same in float64 arithmetic: the truth against which both are measured."""
+    call: Callable[[np.ndarray], Any] | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One gate's verdict on one artefact. Truthy where it passed."""
+
+    gate: str
+    verdict: str
+    """``pass``, ``fail``, ``inconclusive`` or ``not judged``."""
+    message: str
+    """One line for a person: the figure, the bound, and the cure where there is one."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers behind it, JSON-ready, units in the names."""
+
+    def __bool__(self) -> bool:
+        return self.verdict == PASS
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"gate": self.gate, "verdict": self.verdict, "message": self.message, "figures": dict(self.figures)}

@@ -1,0 +1,305 @@
+"""Golden vectors: a few inputs with the tensor, the raw outputs and the result they must give, replayed on a device.
+
+``make_golden`` writes them where the artefacts were made; ``selftest`` replays them with numpy and a runtime alone,
+stage by stage, so that a failure names the stage: manifest, files, open, preprocess, network, decode.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..bundle import Bundle, open_bundle
+from ..errors import BundleError, ImageError
+from ..files import write_bytes
+from ..inputs import Frame, Source, frame, preprocess, read_image
+from ..lookup import find_task
+from ..runtime.predictor import Predictor, open_artifact
+from ..runtime.session import Session
+from ..specs import ImageInput
+from ..tasks import TaskHalf
+from .evidence import natural_images
+from .gates import compare
+
+__all__ = ["STAGES", "Stage", "make_golden", "selftest"]
+
+STAGES = ("manifest", "files", "open", "preprocess", "network", "decode")
+
+PREPROCESS_MEAN_STEPS = 0.25
+"""Mean error allowed in a replayed tensor, in steps of 1/255: Pillow versions differ by less than 0.05."""
+PREPROCESS_MAX_STEPS = 3.0
+"""Largest error of one value, in the same unit: one rounding a resizing pass, and one for luck."""
+
+MAX_ORIGINAL_BYTES = 512 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of the self-test found. Truthy where it passed."""
+
+    stage: str
+    passed: bool
+    message: str
+    artifact: str = ""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage, "passed": self.passed, "artifact": self.artifact, "message": self.message}
+
+
+def make_golden(
+    folder: Path,
+    spec: ImageInput,
+    images: Sequence[tuple[str, Source]],
+    sessions: Mapping[str, Session],
+    half: TaskHalf,
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """Write ``golden.npz`` and ``golden/*`` into a bundle folder; returns the manifest's ``golden`` object.
+
+    To the given (id, image) pairs come three made ones that shrink, grow, and lie on their side (EXIF): an image
+    that already has the network's size would let a wrong resize pass. ``sessions``: by artefact name.
+    """
+    named = [(name, *_portable(image, spec)) for name, image in images]
+    named += [(name, data, suffix) for name, data, suffix in _made(spec)]
+    entries: list[dict[str, Any]] = []
+    tensors, frames = [], []
+    for index, (name, data, suffix) in enumerate(named):
+        file = f"golden/{index:03d}{suffix}"
+        write_bytes(folder / file, data)
+        source = _source(data, suffix)
+        tensors.append(preprocess(source, spec, name))
+        frames.append(_frame(source, spec))
+        entries.append({"id": name, "file": file, "results": {}})
+    arrays: dict[str, np.ndarray] = {"tensors": np.stack(tensors)}
+    for artifact, session in sessions.items():
+        outputs = session.run(arrays["tensors"])
+        for output, value in outputs.items():
+            arrays[f"{artifact}/{output}"] = value
+        for entry, result in zip(entries, half.decode(outputs, labels=labels, frames=frames), strict=True):
+            entry["results"][artifact] = result.to_dict()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(folder / "golden.npz", buffer.getvalue())
+    return {"file": "golden.npz", "samples": entries}
+
+
+def _portable(image: Source, spec: ImageInput) -> tuple[bytes, str]:
+    """The original file where it is small, otherwise the decoded pixels, shrunk, without loss."""
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        if path.stat().st_size <= MAX_ORIGINAL_BYTES and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".npy"):
+            return path.read_bytes(), path.suffix.lower()
+    decoded = read_image(image, spec)
+    if isinstance(decoded, np.ndarray):
+        return _npy(decoded)
+    decoded.thumbnail((4 * spec.width, 4 * spec.height))
+    return _png(decoded), ".png"
+
+
+def _made(spec: ImageInput) -> Iterator[tuple[str, bytes, str]]:
+    h, w = spec.height, spec.width
+    shapes = {"made: shrinks": (2 * h + 7, 3 * w - 5), "made: grows": (h // 2 + 3, w // 3 + 5), "made: on its side": (h + 31, 2 * w + 1)}
+    for seed, (name, (height, width)) in enumerate(shapes.items()):
+        pixels = natural_images(1, height, width, spec.channels if spec.color == "bands" else 3, seed)[0]
+        if spec.color == "bands":
+            yield name, *_npy(pixels)
+            continue
+        image = Image.fromarray(pixels)
+        if name == "made: on its side":
+            image.getexif()[0x0112] = 6
+        yield name, _png(image), ".png"
+
+
+def _npy(array: np.ndarray) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue(), ".npy"
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=image.getexif())
+    return buffer.getvalue()
+
+
+def _source(data: bytes, suffix: str) -> Source:
+    if suffix == ".npy":
+        return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
+    return data
+
+
+def _frame(source: Source, spec: ImageInput) -> Frame:
+    image = read_image(source, spec)
+    width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+    return frame(width, height, spec)
+
+
+def selftest(
+    bundle: Bundle | str | os.PathLike[str],
+    artifact: str | None = None,
+    *,
+    threads: int | None = None,
+    predictor: Predictor | None = None,
+) -> list[Stage]:
+    """Replay the golden vectors on this machine. All stages are reported up to the first that makes the rest
+    meaningless; the list is never empty and its last failing element names the stage.
+
+    ``artifact`` defaults to every artefact that a runtime here can open. Raises MissingPart where there is none.
+    """
+    found: list[Stage] = []
+    if not isinstance(bundle, Bundle):
+        try:
+            bundle = open_bundle(bundle)
+        except BundleError as error:
+            return [Stage(stage="manifest", passed=False, message=str(error))]
+    found.append(Stage(stage="manifest", passed=True, message=f"schema {bundle.manifest['schema']}, {len(bundle.artifacts)} artefacts"))
+    wrong = bundle.check_files()
+    found += [Stage(stage="files", passed=False, message=line) for line in wrong]
+    if wrong:
+        return found
+    found.append(Stage(stage="files", passed=True, message=f"{len(bundle.manifest['files'])} files have the sizes and hashes of the manifest"))
+    try:
+        arrays, sources = _load(bundle)
+        half: TaskHalf = find_task(bundle.task).resolve()()
+    except (BundleError, ImageError) as error:
+        return [*found, Stage(stage="files", passed=False, message=str(error))]
+    found.append(_replay_preprocess(bundle, arrays["tensors"], sources))
+    for name in [artifact] if artifact else list(bundle.artifacts):
+        found += _replay_artifact(bundle, name, arrays, sources, half, threads, predictor)
+    return found
+
+
+def _load(bundle: Bundle) -> tuple[dict[str, np.ndarray], list[Source]]:
+    golden = bundle.manifest.get("golden")
+    if not isinstance(golden, dict) or not golden.get("samples"):
+        raise BundleError(f"{bundle.path} carries no golden vectors: export it again")
+    try:
+        with np.load(io.BytesIO(bundle.read(golden["file"])), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        sources = [_source(bundle.read(s["file"]), Path(s["file"]).suffix) for s in golden["samples"]]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise BundleError(f"{bundle.path}: the golden vectors cannot be read ({error}): export it again") from None
+    if len(arrays.get("tensors", ())) != len(sources):
+        raise BundleError(f"{bundle.path}: {len(sources)} golden images but {len(arrays.get('tensors', ()))} tensors")
+    return arrays, sources
+
+
+def _replay_preprocess(bundle: Bundle, expected: np.ndarray, sources: Sequence[Source]) -> Stage:
+    spec = bundle.input
+
+    def result(passed: bool, message: str) -> Stage:
+        return Stage(stage="preprocess", passed=passed, message=message)
+
+    if expected.shape[1:] != spec.shape:
+        return result(False, f"the golden tensors are {expected.shape[1:]}, the manifest's input is {spec.shape}")
+    # steps of 1/255 before normalisation: the unit in which resizing may differ
+    step = 1.0 / (255.0 * np.asarray(spec.std))[:, None, None]
+    worst_mean = worst_max = 0.0
+    culprit = ""
+    for entry, source, tensor in zip(bundle.manifest["golden"]["samples"], sources, expected, strict=True):
+        try:
+            error = np.abs(preprocess(source, spec, entry["id"]).astype(np.float64) - tensor) / step
+        except ImageError as problem:
+            return result(False, str(problem))
+        if error.mean() >= worst_mean:
+            worst_mean, culprit = float(error.mean()), entry["id"]
+        worst_max = max(worst_max, float(error.max()))
+    said = f"{len(sources)} images: off by at most {worst_max:.2f}, on average {worst_mean:.3f} steps of 1/255"
+    if worst_mean <= PREPROCESS_MEAN_STEPS and worst_max <= PREPROCESS_MAX_STEPS:
+        return result(True, said)
+    return result(
+        False,
+        f"{said} (worst: {culprit}): this is not the preprocessing that the network was trained with; "
+        f"size, channel order, mean, std, resize, crop or interpolation of the manifest's input differ",
+    )
+
+
+def _replay_artifact(
+    bundle: Bundle,
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    sources: Sequence[Source],
+    half: TaskHalf,
+    threads: int | None,
+    predictor: Predictor | None,
+) -> list[Stage]:
+    def stage(which: str, passed: bool, message: str) -> Stage:
+        return Stage(stage=which, passed=passed, message=message, artifact=name)
+
+    try:
+        if predictor is None or predictor.artifact.name != name:
+            predictor = open_artifact(bundle, name, threads=threads)
+    except BundleError as error:
+        return [stage("open", False, str(error))]
+    found = [stage("open", True, predictor.session.device)]
+    declared = [o["name"] for o in bundle.manifest["outputs"]]
+    golden = {output: arrays[f"{name}/{output}"] for output in declared if f"{name}/{output}" in arrays}
+    if len(golden) != len(declared):
+        return [*found, stage("network", False, f"no golden outputs for artefact {name}: export it again")]
+    found.append(_replay_network(bundle, predictor, name, arrays["tensors"], golden))
+    frames = [_frame(source, bundle.input) for source in sources]
+    try:
+        results = half.decode(golden, labels=bundle.labels, frames=frames)
+        decoded = [result.to_dict() for result in results]
+    except (IndexError, KeyError, ValueError) as error:
+        return [*found, stage("decode", False, f"the golden outputs cannot be decoded: {error!r}")]
+    for entry, ours in zip(bundle.manifest["golden"]["samples"], decoded, strict=True):
+        if ours != entry["results"].get(name):
+            said = f"{entry['id']} decodes to {_short(ours)}, at export it was {_short(entry['results'].get(name))}: the labels or the decoding differ"
+            return [*found, stage("decode", False, said)]
+    found.append(stage("decode", True, f"{len(decoded)} results as at export"))
+    return found
+
+
+def _replay_network(
+    bundle: Bundle, predictor: Predictor, name: str, tensors: np.ndarray, golden: Mapping[str, np.ndarray]
+) -> Stage:
+    def result(passed: bool, message: str) -> Stage:
+        return Stage(stage="network", passed=passed, message=message, artifact=name)
+
+    precision = predictor.artifact.precision
+    tolerances = find_task(bundle.task).tolerances
+    bound = tolerances.get(precision, tolerances["fp32"])["golden"]
+    worst = 0.0
+    # one by one as a camera does, and all at once: a frozen batch axis must not go unseen
+    for size in (1, len(tensors)):
+        for start in range(0, len(tensors), size):
+            try:
+                outputs = predictor.session.run(tensors[start : start + size])
+            except Exception as error:  # each runtime has exceptions of its own
+                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                return result(False, f"a batch of {size} does not run: {line[:200]}")
+            for output, expected in golden.items():
+                part = expected[start : start + size]
+                ours = outputs.get(output)
+                if ours is None or ours.shape != part.shape:
+                    return result(False, f"output '{output}' has shape {getattr(ours, 'shape', None)}, at export {part.shape} (batch {size})")
+                found = compare(ours, part)
+                if found["not_finite"]:
+                    return result(False, f"output '{output}' holds {found['not_finite']} values that are not finite")
+                worst = max(worst, found["rms_share"])
+                if found["rms_share"] > bound:
+                    return result(
+                        False,
+                        f"output '{output}' differs by {100 * found['rms_share']:.3g} % of its spread ({100 * bound:g} % allowed): "
+                        "another network, other weights, or kernels that compute something else",
+                    )
+    return result(True, f"batches of 1 and {len(tensors)}: within {100 * worst:.2g} % of the outputs' spread ({100 * bound:g} % allowed)")
+
+
+def _short(result: Any) -> str:
+    if isinstance(result, dict) and "label" in result:
+        return f"'{result['label']}'"
+    return repr(result)[:60]
+
+

@@ -1,0 +1,127 @@
+"""A bundle, opened: images in, result records out, through the one data path."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..bundle import ArtifactEntry, Bundle, open_bundle
+from ..errors import BundleError, MissingPart
+from ..inputs import Frame, ImageInput, Source, frame, normalise, read_image, resize
+from ..lookup import find, find_task, runtimes_for
+from ..specs import Runtime
+from ..tasks import TaskHalf
+from .session import Session
+
+__all__ = ["Predictor", "open_artifact", "open_predictor"]
+
+
+class Predictor:
+    """Callable on one image (one result) or a list of images (a list of results). Thread-safe as its session is."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        artifact: ArtifactEntry,
+        session: Session,
+        task: TaskHalf,
+    ) -> None:
+        self.bundle = bundle
+        self.artifact = artifact
+        self.session = session
+        self.task = task
+        self.input: ImageInput = bundle.input
+        self.labels = bundle.labels
+        deployed = [o["name"] for o in bundle.manifest["outputs"]]
+        missing = [name for name in deployed if name not in session.output_names]
+        if missing:
+            raise BundleError(f"{bundle.path}: artefact {artifact.name} has no output '{missing[0]}' (it has {', '.join(session.output_names)}): export it again")
+        self._decoded = list(task.decodes)
+
+    def __call__(self, images: Source | Sequence[Source], *, batch: int = 16) -> Any:
+        """One result for one image; for a list, a list of results in its order, run in batches of ``batch``.
+
+        Images: paths, encoded bytes, Pillow images, (H, W[, C]) uint8 RGB arrays. Raises ImageError.
+        """
+        if isinstance(images, (list, tuple)):
+            results: list[Any] = []
+            for start in range(0, len(images), batch):
+                results += self._predict(images[start : start + batch])
+            return results
+        return self._predict((images,))[0]  # type: ignore[arg-type]
+
+    def _predict(self, images: Sequence[Source]) -> list[Any]:
+        tensor, frames = self.prepare(images)
+        return self.task.decode(self.session.run(tensor, self._decoded), labels=self.labels, frames=frames)
+
+    def prepare(self, images: Sequence[Source]) -> tuple[np.ndarray, list[Frame]]:
+        """N images to their (N, C, H, W) float32 tensor and where each lies in it. Raises ImageError."""
+        tensor = np.empty((len(images), *self.input.shape), np.float32)
+        frames = []
+        for index, source in enumerate(images):
+            image = read_image(source, self.input)
+            width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+            frames.append(frame(width, height, self.input))
+            normalise(resize(image, self.input), self.input, tensor[index])
+        return tensor, frames
+
+    def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """An already preprocessed (N, C, H, W) float32 tensor to the raw outputs. Raises ValueError on another shape."""
+        if tensor.ndim != 4 or tensor.shape[1:] != self.input.shape or tensor.dtype != np.float32:
+            c, h, w = self.input.shape
+            raise ValueError(f"tensor is {tensor.dtype} {tensor.shape}; {self.bundle.name} takes float32 (N, {c}, {h}, {w})")
+        return self.session.run(tensor)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.bundle.name!r}, {self.artifact.name}, {self.session.device})"
+
+
+def open_predictor(
+    path: str | os.PathLike[str],
+    *,
+    artifact: str | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Predictor:
+    """See :func:`zoo.runtime.load`."""
+    bundle = open_bundle(path)
+    return open_artifact(bundle, artifact, runtime=runtime, threads=threads, **options)
+
+
+def open_artifact(
+    bundle: Bundle,
+    artifact: str | None = None,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Predictor:
+    """One artefact of an opened bundle. Raises BundleError, MissingPart, UnknownName."""
+    entry = bundle.artifact(artifact)
+    chosen = _choose(entry, runtime)
+    session = chosen.resolve()(bundle.open_file(entry.file), threads=threads, **options)
+    task = find_task(bundle.task).resolve()()
+    return Predictor(bundle=bundle, artifact=entry, session=session, task=task)
+
+
+def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:
+    candidates = [find(Runtime, name)] if name else runtimes_for(entry.format)
+    if name and candidates[0].reads != entry.format:
+        raise BundleError(f"runtime {name} reads {candidates[0].reads}, artefact {entry.name} is {entry.format}")
+    reasons: list[tuple[Runtime, str]] = []
+    for candidate in candidates:
+        gone = [m for m in candidate.requires if importlib.util.find_spec(m) is None]
+        if not gone:
+            return candidate
+        reasons.append((candidate, gone[0]))
+    if not reasons:
+        raise BundleError(f"no runtime reads {entry.format} artefacts: `zoo plugins` shows what is installed")
+    spec, package = reasons[0]
+    raise MissingPart(f"{package}, which runtime '{spec.name}' needs,", spec.install or f"pip install {package}")

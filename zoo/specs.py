@@ -1,0 +1,269 @@
+"""The nouns a plugin can register: frozen records that import nothing until their ``load`` path is resolved."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from .errors import MissingPart, PluginError
+
+__all__ = [
+    "Architecture",
+    "Command",
+    "DatasetFormat",
+    "Exporter",
+    "ImageInput",
+    "Precision",
+    "Runtime",
+    "Spec",
+    "Task",
+    "Weights",
+]
+
+RESIZES = ("shortest", "squash", "letterbox")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+COLORS = ("RGB", "BGR", "L", "RGBA", "bands")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageInput:
+    """The one declarative record of preprocessing: from any image to a float32 tensor (C, H, W).
+
+    ``value = (pixel / 255 - mean) / std``, after resizing by ``resize``:
+
+    - ``shortest``: the short side becomes ``size / crop``, then the centre ``height x width`` is cut out;
+    - ``squash``: both sides become ``size / crop`` without regard to the aspect ratio, then the centre is cut out;
+    - ``letterbox``: the whole image fits inside, centred, and the rest is painted with ``fill``.
+
+    ``crop`` is the share of the resized image that is kept (timm calls it ``crop_pct``). ``color`` names the
+    channel order the network expects; ``bands`` means ``channels`` bands of no agreed colour (arrays only).
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    color: str = "RGB"
+    resize: str = "shortest"
+    crop: float = 1.0
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    fill: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"ImageInput: {rule}")
+
+        need(isinstance(self.height, int) and isinstance(self.width, int), "height and width are whole numbers")
+        need(1 <= self.height <= 16384 and 1 <= self.width <= 16384, "height and width lie in 1..16384")
+        need(isinstance(self.channels, int) and 1 <= self.channels <= 64, "channels lies in 1..64")
+        need(self.resize in RESIZES, f"resize is one of {', '.join(RESIZES)}")
+        need(self.interpolation in INTERPOLATIONS, f"interpolation is one of {', '.join(INTERPOLATIONS)}")
+        need(self.color in COLORS, f"color is one of {', '.join(COLORS)}")
+        wanted = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4}.get(self.color, self.channels)
+        need(self.channels == wanted, f"color {self.color} has {wanted} channels, not {self.channels}")
+        need(0.1 <= self.crop <= 1.0, "crop lies in 0.1..1")
+        need(len(self.mean) == self.channels, f"mean has {len(self.mean)} values for {self.channels} channels")
+        need(len(self.std) == self.channels, f"std has {len(self.std)} values for {self.channels} channels")
+        need(all(abs(m) < 1e6 for m in self.mean), "mean is finite")
+        need(all(1e-6 < s < 1e6 for s in self.std), "std is positive and finite")
+        need(len(self.fill) in (0, self.channels), "fill has one value a channel, or none")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one preprocessed image."""
+        return (self.channels, self.height, self.width)
+
+    def with_size(self, height: int, width: int | None = None) -> ImageInput:
+        return replace(self, height=height, width=height if width is None else width)
+
+    def with_channels(self, channels: int) -> ImageInput:
+        """The same recipe for another channel count: mean and std become their average over the old channels."""
+        if channels == self.channels:
+            return self
+        color = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "bands")
+        mean = sum(self.mean) / len(self.mean)
+        std = sum(self.std) / len(self.std)
+        return replace(
+            self, channels=channels, color=color, mean=(mean,) * channels, std=(std,) * channels, fill=()
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ImageInput:
+        """The inverse of :meth:`to_dict`. Raises ValueError on unknown keys, missing keys and impossible values."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"ImageInput: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Trained weights of an architecture: where they are, what they expect, and under which terms."""
+
+    name: str
+    uri: str
+    """What ``zoo_open_weights`` turns into a file: ``https://…``, ``hf:owner/repo``, or a plugin's own scheme."""
+    input: ImageInput | None = None
+    """The weights' own preprocessing; None means the architecture's."""
+    num_classes: int = 1000
+    labels: str = ""
+    """Name of a label set (``imagenet-1k``) or a dotted path to a callable that returns the labels."""
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A name, one line of summary, and a dotted path ``package.module:attribute`` that is imported when it is used."""
+
+    kind: ClassVar[str] = "spec"
+
+    name: str
+    summary: str
+    load: str
+
+    def resolve(self) -> Any:
+        """Import what ``load`` names.
+
+        Raises MissingPart where a package it needs is absent, PluginError where the path itself is wrong.
+        """
+        return resolve(self.load, f"{self.kind} '{self.name}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Spec):
+    """A network. ``load`` resolves to ``build(*, num_classes, in_channels, **options) -> torch.nn.Module``."""
+
+    kind: ClassVar[str] = "architecture"
+
+    task: str
+    input: ImageInput
+    head: str
+    """Dotted name of the module that maps features to classes; it is what transfer learning replaces."""
+    weights: tuple[Weights, ...] = ()
+    """The first is what ``pretrained`` means."""
+    license: str = ""
+    paper: str = ""
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments that ``build`` is called with; a user's own options are laid over them."""
+    parameters: int = 0
+    """Trainable and fixed weights as built for the first weights' classes (10 or 1000 without any); 0: not known."""
+    macs: int = 0
+    """Multiply-accumulates for one image at ``input``'s size; 0: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Spec):
+    """What the outputs mean. ``load`` resolves to the numpy half (see :class:`zoo.tasks.TaskHalf`)."""
+
+    kind: ClassVar[str] = "task"
+
+    outputs: tuple[str, ...]
+    """Names of the deployed graph's outputs, in order."""
+    tolerances: Mapping[str, Mapping[str, float]]
+    """Per precision: the bounds of the parity gates (see :mod:`zoo.parity`)."""
+    trainer: str
+    """Dotted path of the torch half: loss, targets, the deployable wrapper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFormat(Spec):
+    """``load`` resolves to an object with ``sniff``, ``splits`` and ``open`` (see :class:`zoo.data.Format`)."""
+
+    kind: ClassVar[str] = "dataset format"
+
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter(Spec):
+    """``load`` resolves to ``export(source: Artifact, out: Path, options: Mapping) -> Artifact``."""
+
+    kind: ClassVar[str] = "exporter"
+
+    reads: str
+    writes: str
+    requires: tuple[str, ...] = ()
+    """Importable module names; one that is absent makes the exporter unavailable, with the reason."""
+    install: str = ""
+    """The line that installs what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(Spec):
+    """``load`` resolves to ``convert(artifact: Artifact, out: Path, calibration) -> Artifact``."""
+
+    kind: ClassVar[str] = "precision"
+
+    precision: str
+    reads: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Spec):
+    """``load`` resolves to ``open(model: Path | bytes, **options) -> Session`` (see :mod:`zoo.runtime`)."""
+
+    kind: ClassVar[str] = "runtime"
+
+    reads: str
+    requires: tuple[str, ...] = ()
+    priority: int = 0
+    """Among the runtimes that can open an artefact, the highest is tried first."""
+    install: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Spec):
+    """``load`` resolves to a ``click.Command``; ``summary`` is its short help, so that help imports no command."""
+
+    kind: ClassVar[str] = "command"
+
+    group: str = "more"
+    """Heading under which ``zoo --help`` lists it."""
+
+
+def resolve(path: str, what: str, install: str = "") -> Any:
+    """Import ``package.module:attribute``. ``what`` names the owner in errors."""
+    module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise PluginError(f"{what}: load is '{path}', not of the form package.module:attribute")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        absent = (error.name or "").partition(".")[0]
+        if absent == module.partition(".")[0]:
+            raise PluginError(f"{what}: there is no module {error.name} (load='{path}')") from error
+        raise MissingPart(f"{absent}, which {what} needs,", install or install_line(absent)) from error
+    except Exception as error:  # whatever a stranger's module does at import
+        raise PluginError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise PluginError(f"{what}: {module} has no attribute '{attribute}'") from None
+    return found
+
+
+_EXTRAS = {
+    "train": ("torch", "torchvision", "lightning", "safetensors", "matplotlib", "torchmetrics"),
+    "export": ("onnx", "onnxscript", "onnxslim", "zoo_export"),
+    "edge": ("onnxruntime",),
+}
+
+
+def install_line(package: str) -> str:
+    """The ``pip install`` line that brings ``package``."""
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return f"pip install 'edgezoo[{extra}]'"
+    return f"pip install {package.replace('_', '-')}"

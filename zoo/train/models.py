@@ -1,0 +1,343 @@
+"""Opens a network with its input, labels and history, from a name or from a checkpoint folder; and writes that folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from .. import __version__
+from ..download import cache_folder
+from ..errors import CheckpointError, PluginError, UnknownName
+from ..files import dump_json, new_folder, sha256_file
+from ..registry import get_registry
+from ..specs import Architecture, ImageInput, Task, Weights, resolve
+from .weights import State, class_count, fit, read_state
+
+__all__ = ["Model", "deployable", "find_checkpoint", "load_checkpoint", "open_model", "save_checkpoint"]
+
+SCHEMA = 1
+RECORD = "checkpoint.json"
+TENSORS = "weights.safetensors"
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A network and everything that must travel with it."""
+
+    architecture: Architecture
+    network: nn.Module
+    """(N, C, H, W) float32 to raw outputs; in eval mode when it was just opened."""
+    input: ImageInput
+    labels: tuple[str, ...]
+    task: Task
+    weights: str
+    """Where the weights come from: ``checkpoint``, ``pretrained``, ``file`` or ``none`` (random)."""
+    options: dict[str, Any]
+    """The keyword arguments that ``build`` was called with, beside ``num_classes`` and ``in_channels``."""
+    provenance: dict[str, Any]
+    """JSON-ready: source, weights, licences, head (``kept`` or ``new``), data, seed, versions, metrics."""
+
+    @property
+    def head(self) -> nn.Module:
+        """The module that maps features to classes. Raises PluginError where the architecture names none."""
+        try:
+            return self.network.get_submodule(self.architecture.head)
+        except AttributeError:
+            raise PluginError(
+                f"architecture '{self.architecture.name}': the network has no module '{self.architecture.head}' (its head)"
+            ) from None
+
+
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    weights: str = "pretrained",
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
+    channels: int | None = None,
+    size: int | None = None,
+) -> Model:
+    """Open a network by architecture name or alias, or from a checkpoint folder (or a run folder that holds one).
+
+    ``weights``: ``pretrained`` (the architecture's first), the name of one of its weights, ``none`` (random), or
+    a file; a checkpoint brings its own. With ``labels`` (or ``num_classes``) other than those of the weights the
+    head is new; with ``channels`` the first layer is adapted and keeps its weights; ``size`` is the input's
+    height and width in pixels.
+
+    Raises UnknownName, CheckpointError, MissingPart, PluginError.
+    """
+    folder = find_checkpoint(source)
+    if labels is not None and num_classes is not None and len(labels) != num_classes:
+        raise CheckpointError(f"{len(labels)} labels for {num_classes} classes: give one label a class")
+    if folder is not None:
+        if weights not in ("pretrained", "checkpoint"):
+            raise CheckpointError(f"{source} is a checkpoint and brings its own weights: leave out --weights {weights}")
+        opened, state = _read_checkpoint(folder)
+        wanted = tuple(labels) if labels is not None else _numbered(num_classes) if num_classes else opened.labels
+        recipe = _recipe(opened.input, channels, size)
+        if wanted == opened.labels and recipe == opened.input:
+            return opened
+        return _build(
+            opened.architecture,
+            recipe,
+            wanted,
+            weights="checkpoint",
+            options=opened.options,
+            state=state,
+            keep_head=wanted == opened.labels,
+            provenance=opened.provenance,
+        )
+    architecture = get_registry().get(Architecture, os.fspath(source))
+    provenance: dict[str, Any] = {
+        "source": architecture.name,
+        "licences": [architecture.license] if architecture.license else [],
+        "versions": _versions(architecture),
+    }
+    if weights == "none":
+        first = architecture.weights[0] if architecture.weights else None
+        count = num_classes or (len(labels) if labels is not None else first.num_classes if first else 10)
+        names = tuple(labels) if labels is not None else _label_set(first, count) if first else _numbered(count)
+        recipe = _recipe(architecture.input, channels, size)
+        provenance["weights"] = {"kind": "none"}
+        return _build(architecture, recipe, names, weights="none", options={}, state=None, keep_head=False, provenance=provenance)
+    tag = _tag(architecture, weights)
+    if tag is not None:
+        path = get_registry().open_weights(tag.uri, cache_folder())
+        known: tuple[str, ...] = _label_set(tag, tag.num_classes)
+        provenance["weights"] = {"kind": "pretrained", "name": tag.name, "uri": tag.uri, "sha256": sha256_file(path)}
+        if tag.license and tag.license not in provenance["licences"]:
+            provenance["licences"].append(tag.license)
+        recipe = _recipe(tag.input or architecture.input, channels, size)
+        state = replace(read_state(path), source=f"weights '{tag.name}' of {architecture.name}")
+        keep = (labels is None and num_classes in (None, tag.num_classes)) or (labels is not None and tuple(labels) == known)
+        kind = "pretrained"
+    else:
+        path = Path(weights)
+        state = read_state(path)
+        first = architecture.weights[0] if architecture.weights else None
+        found = class_count(state, architecture.head)
+        known = _label_set(first, found) if first and first.num_classes == found else _numbered(found)
+        provenance["weights"] = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
+        recipe = _recipe(architecture.input, channels, size)
+        keep, kind = True, "file"
+        if not known and labels is None and num_classes is None:
+            # a foreign layout is refused here, by the keys that differ; what is left lacks the head alone
+            _build(architecture, recipe, _numbered(10), weights=kind, options={}, state=state, keep_head=True, provenance={})
+            raise CheckpointError(f"{path} has no head '{architecture.head}': it can be fine-tuned, but gives no classes as it is")
+    names = tuple(labels) if labels is not None else known if num_classes in (None, len(known)) else _numbered(num_classes)
+    return _build(architecture, recipe, names, weights=kind, options={}, state=state, keep_head=keep, provenance=provenance)
+
+
+def find_checkpoint(source: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint folder that ``source`` means, or None where it is a name.
+
+    Raises CheckpointError where it is a path, but not that of a checkpoint or of a run that left one.
+    """
+    text = os.fspath(source)
+    path = Path(text)
+    for folder in (path, path / "checkpoint"):
+        if (folder / RECORD).is_file():
+            return folder
+    known = text in get_registry().names(Architecture)
+    looks_like_path = os.sep in text or text.startswith((".", "~")) or isinstance(source, Path)
+    if known and not looks_like_path:
+        return None
+    if path.is_dir():
+        if (path / "run.json").is_file():
+            raise CheckpointError(f"{text} is a run that has no checkpoint yet: go on with `zoo finetune --resume {text}`")
+        try:
+            get_registry().get(Architecture, text)  # a folder may happen to have an alias's name
+        except UnknownName:
+            raise CheckpointError(f"{text} holds no {RECORD}: give the folder that `zoo finetune` wrote") from None
+        return None
+    if path.is_file():
+        raise CheckpointError(f"{text} is a file: give an architecture's name, and the file with --weights {text}")
+    if looks_like_path:
+        raise CheckpointError(f"{text}: no such checkpoint folder")
+    return None
+
+
+def deployable(model: Model) -> nn.Module:
+    """The module that is evaluated and exported: eval mode, (N, C, H, W) float32 to a tuple in the order of
+    ``model.task.outputs``. It shares its parameters with ``model.network``."""
+    trainer = resolve(model.task.trainer, f"task '{model.task.name}'")()
+    return cast(nn.Module, trainer.deployable(model.network)).eval()
+
+
+def save_checkpoint(
+    folder: Path, model: Model, *, metrics: Mapping[str, Any], data: Mapping[str, Any], seed: int
+) -> None:
+    """Write ``weights.safetensors`` and ``checkpoint.json`` into ``folder``, whole or not at all; an old one is replaced.
+
+    ``metrics`` and ``data`` (source, fingerprint, counts) are JSON-ready. Raises OutputError.
+    """
+    with new_folder(Path(folder), overwrite=True) as beside:
+        # save_model, not save_file: it knows tensors that two modules share
+        save_model(model.network, str(beside / TENSORS))
+        provenance = {**model.provenance, "metrics": dict(metrics), "data": dict(data), "seed": seed}
+        dump_json(
+            beside / RECORD,
+            {
+                "schema": SCHEMA,
+                "architecture": model.architecture.name,
+                "task": model.task.name,
+                "options": model.options,
+                "labels": list(model.labels),
+                "input": model.input.to_dict(),
+                "weights": {"file": TENSORS, "sha256": sha256_file(beside / TENSORS)},
+                "provenance": provenance,
+            },
+        )
+
+
+def load_checkpoint(folder: Path) -> Model:
+    """Open a checkpoint folder. Raises CheckpointError where it is missing, altered or of an unknown schema,
+    UnknownName where the plugin of its architecture is not installed."""
+    return _read_checkpoint(Path(folder))[0]
+
+
+def _read_checkpoint(folder: Path) -> tuple[Model, State]:
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    try:
+        if record["schema"] != SCHEMA:
+            raise CheckpointError(f"{path} has schema {record['schema']}; this version of zoo ({__version__}) reads {SCHEMA}: upgrade zoo")
+        labels = tuple(str(label) for label in record["labels"])
+        recipe = ImageInput.from_dict(record["input"])
+        name, digest = str(record["architecture"]), str(record["weights"]["sha256"])
+        options, provenance = dict(record["options"]), dict(record["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint's record: {type(error).__name__} {error}") from None
+    architecture = get_registry().get(Architecture, name)
+    tensors = folder / TENSORS
+    if not tensors.is_file():
+        raise CheckpointError(f"{folder} has no {TENSORS}: copy the whole folder")
+    if sha256_file(tensors) != digest:
+        raise CheckpointError(f"{tensors} is not the file that {RECORD} speaks of (its sha256 differs): copy the folder again")
+    state = read_state(tensors)
+    model = _build(
+        architecture,
+        recipe,
+        labels,
+        weights="checkpoint",
+        options=options,
+        state=state,
+        keep_head=True,
+        provenance=provenance,
+    )
+    if model.provenance["head"] != "kept":
+        raise CheckpointError(f"{tensors}: its head is not one of {len(labels)} classes")
+    return model, state
+
+
+def _build(
+    architecture: Architecture,
+    recipe: ImageInput,
+    labels: tuple[str, ...],
+    *,
+    weights: str,
+    options: Mapping[str, Any],
+    state: State | None,
+    keep_head: bool,
+    provenance: Mapping[str, Any],
+) -> Model:
+    task = get_registry().get(Task, architecture.task)
+    merged = {**architecture.options, **options}
+    build = architecture.resolve()
+    try:
+        network = build(num_classes=len(labels), in_channels=recipe.channels, **merged)
+    except Exception as error:  # a stranger's code
+        raise PluginError(f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise PluginError(f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module")
+    kept = False
+    if state is not None:
+        state = replace(state, tensors=_untied(network, state))
+        kept = fit(network, state, head=architecture.head, keep_head=keep_head, channels=recipe.channels)
+    return Model(
+        architecture=architecture,
+        network=network.eval(),
+        input=recipe,
+        labels=labels,
+        task=task,
+        weights=weights,
+        options=dict(options),
+        provenance={**provenance, "head": "kept" if kept else "new"},
+    )
+
+
+def _untied(network: nn.Module, state: State) -> Mapping[str, torch.Tensor]:
+    """safetensors keeps one name of tensors that several modules share: give the others back."""
+    wanted = network.state_dict(keep_vars=True)
+    by_storage: dict[int, list[str]] = {}
+    for key, tensor in wanted.items():
+        by_storage.setdefault(id(tensor), []).append(key)
+    tensors = dict(state.tensors)
+    for names in by_storage.values():
+        present = [n for n in names if n in tensors]
+        if len(names) > 1 and present:
+            tensors.update({n: tensors[present[0]] for n in names if n not in tensors})
+    return tensors
+
+
+def _tag(architecture: Architecture, weights: str) -> Weights | None:
+    """The registered weights that ``weights`` names; None where it is a file."""
+    if weights == "pretrained":
+        if not architecture.weights:
+            raise CheckpointError(
+                f"{architecture.name} has no pretrained weights: train it with --weights none, or give --weights FILE"
+            )
+        return architecture.weights[0]
+    for tag in architecture.weights:
+        if tag.name == weights:
+            return tag
+    if Path(weights).exists() or os.sep in weights or Path(weights).suffix in (".safetensors", ".pth", ".th", ".pt", ".bin", ".ckpt"):
+        return None
+    raise UnknownName(f"weights of {architecture.name}", weights, ["pretrained", "none", *(t.name for t in architecture.weights)])
+
+
+def _recipe(recipe: ImageInput, channels: int | None, size: int | None) -> ImageInput:
+    try:
+        if channels:
+            recipe = recipe.with_channels(channels)
+        return recipe.with_size(size) if size else recipe
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _label_set(tag: Weights | None, count: int) -> tuple[str, ...]:
+    if tag is not None and ":" in tag.labels:
+        names = tuple(resolve(tag.labels, f"weights '{tag.name}'")())
+        if len(names) == count:
+            return names
+    return _numbered(count)
+
+
+def _numbered(count: int | None) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(count or 0))
+
+
+def _versions(architecture: Architecture) -> dict[str, str]:
+    versions = {"python": sys.version.split()[0], "zoo": __version__, "torch": torch.__version__}
+    plugin = get_registry().owner(Architecture, architecture.name)
+    if plugin.distribution:
+        versions[plugin.distribution] = plugin.version
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["timm"] = importlib.metadata.version("timm")
+    return versions

@@ -1,0 +1,197 @@
+"""Foreign weights: reads what people leave on disks, and refuses what does not fit, naming the first keys that differ."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+__all__ = ["State", "adapt_channels", "class_count", "fit", "read_state"]
+
+_NESTS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "params")
+"""Where checkpoints in the wild keep the tensors; averaged weights first, as they are the ones that were published."""
+
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+"""What DataParallel, torch.compile and training frameworks put before every key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The tensors of one file, and where they come from."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+
+
+def read_state(path: Path) -> State:
+    """Read ``.safetensors`` or a ``.pth``/``.th``/``.pt``/``.bin``/``.ckpt`` of tensors (``weights_only=True``), on the CPU.
+
+    Nesting (``state_dict``, ``model``, averaged ones first) is taken off; prefixes come off in :func:`fit`, which
+    knows the network. Raises CheckpointError where the file is absent, damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a file of weights")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file of weights")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise CheckpointError(f"{path} is an empty file, not weights: download or copy it again")
+    # a safetensors file opens with the length of its JSON header and the header's brace
+    if path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[:2] != b"PK"):
+        try:
+            return State(tensors=load_file(path, device="cpu"), source=str(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: {_line(error)}: download or copy it again") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors, and code from a file is not run: "
+                "save its state_dict alone, best as safetensors, on a machine that trusts it"
+            ) from None
+        raise CheckpointError(f"{path} is not a file of weights: {_line(error)}") from None
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ValueError, … on damaged files
+        raise CheckpointError(f"{path} is not a whole file of weights: {_line(error)}: download or copy it again") from None
+    return State(tensors=_unnest(loaded, path), source=str(path))
+
+
+def _unnest(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(3):
+        if not isinstance(loaded, Mapping):
+            break
+        inner = next((loaded[n] for n in _NESTS if isinstance(loaded.get(n), Mapping) and loaded[n]), None)
+        if inner is None:
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
+    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors under {', '.join(map(str, list(loaded)[:4])) or 'any key'}")
+    return tensors
+
+
+def _strip(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off the prefixes that every key has and no key of the network has."""
+    found = dict(tensors)
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _PREFIXES:
+            if all(k.startswith(prefix) for k in found) and not any(k.startswith(prefix) for k in wanted):
+                found = {k.removeprefix(prefix): v for k, v in found.items()}
+                changed = True
+    return found
+
+
+def class_count(state: State, head: str) -> int | None:
+    """How many classes the state's head has: the length of its bias, else the first axis of its weight."""
+    for name in (f"{head}.bias", f"{head}.weight"):
+        for key, tensor in state.tensors.items():
+            if (key == name or key.endswith("." + name)) and tensor.ndim >= 1:
+                return int(tensor.shape[0])
+    return None
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's (O, I, kH, kW) weight for another channel count: (O, ``channels``, kH, kW).
+
+    One channel: the sum over the old ones, so that a grey image gives what it gave as RGB. Otherwise the old
+    channels are repeated in turn and scaled by I / ``channels``, which keeps the sum of a grey image's response
+    (the rule of timm's ``adapt_input_conv``).
+    """
+    old = weight.shape[1]
+    if channels == old:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = -(-channels // old)
+    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (old / channels)
+
+
+def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channels: int) -> bool:
+    """Load ``state`` into ``network`` strictly; returns whether the head came along.
+
+    Three differences are allowed: the head (the module ``head``) where ``keep_head`` is false or its class count
+    differs, which then keeps its fresh initialisation; a first layer for another number of input channels, which
+    is adapted (:func:`adapt_channels`); and BatchNorm's batch counters, which old files lack.
+    Raises CheckpointError naming the first keys that are missing, unexpected or of another shape.
+    """
+    wanted: dict[str, Tensor] = network.state_dict()
+    tensors = _strip(state.tensors, wanted)
+    in_head = {k for k in {*wanted, *tensors} if k == head or k.startswith(head + ".")}
+    head_fits = {k for k in in_head if k in wanted} == {k for k in in_head if k in tensors} and all(
+        wanted[k].shape == tensors[k].shape for k in in_head if k in wanted and k in tensors
+    )
+    if keep_head and in_head and not head_fits and not any(k in tensors for k in in_head):
+        keep_head = False
+    with_head = keep_head and head_fits
+    if not with_head:
+        tensors = {k: v for k, v in tensors.items() if k not in in_head}
+    missing, shapes = [], []
+    for key, target in wanted.items():
+        if key in in_head and not with_head:
+            continue
+        found = tensors.get(key)
+        if found is None:
+            if not key.endswith("num_batches_tracked"):
+                missing.append(key)
+        elif found.shape != target.shape:
+            if _is_first_layer(found, target, channels):
+                tensors[key] = adapt_channels(found.float(), channels)
+            else:
+                shapes.append(f"{key} is {_shape(found)}, not {_shape(target)}")
+    unexpected = [k for k in tensors if k not in wanted]
+    if missing or unexpected or shapes:
+        parts = []
+        if missing:
+            parts.append(f"{_count(missing, 'missing')}: {', '.join(missing[:3])}")
+        if unexpected:
+            parts.append(f"{_count(unexpected, 'unexpected')}: {', '.join(unexpected[:3])}")
+        if shapes:
+            parts.append(f"{_count(shapes, 'of another shape')}: {', '.join(shapes[:3])}")
+        raise CheckpointError(f"{state.source} does not fit {type(network).__name__}: {'; '.join(parts)}")
+    broken = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
+    if broken is not None:
+        raise CheckpointError(f"{state.source}: {broken} holds NaN or infinity: these weights are damaged")
+    network.load_state_dict(tensors, strict=False)
+    return with_head
+
+
+def _is_first_layer(found: Tensor, target: Tensor, channels: int) -> bool:
+    return (
+        found.ndim == 4
+        and target.ndim == 4
+        and target.shape[1] == channels
+        and found.shape[0] == target.shape[0]
+        and found.shape[2:] == target.shape[2:]
+        and found.shape[1] <= 64
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _count(keys: list[str], what: str) -> str:
+    return f"{len(keys)} key{'s' if len(keys) != 1 else ''} {what}"
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
