@@ -79,13 +79,45 @@ DATASET_FORMATS = (
 COMMANDS = (
     Command(name="list", group="find", summary="List the architectures", load="zoo.cli.find:list_command"),
     Command(name="show", group="find", summary="Show one architecture", load="zoo.cli.find:show_command"),
-    Command(name="plugins", group="find", summary="Show the plugins and what is wrong with any", load="zoo.cli.find:plugins_command"),
-    Command(name="doctor", group="find", summary="Say what this machine can train, export and run", load="zoo.cli.doctor:command"),
-    Command(name="finetune", group="train", summary="Adapt a network to your images by transfer learning", load="zoo.cli.finetune:command"),
-    Command(name="evaluate", group="train", summary="Measure a checkpoint or a bundle on a data set", load="zoo.cli.evaluate:command"),
-    Command(name="verify", group="prove", summary="Judge a bundle: numbers, accuracy, latency", load="zoo.cli.verify:command"),
-    Command(name="selftest", group="prove", summary="Replay a bundle's golden vectors on this machine", load="zoo.cli.selftest:command"),
-    Command(name="bench", group="prove", summary="Measure a bundle's latency on this machine", load="zoo.cli.bench:command"),
+    Command(
+        name="plugins",
+        group="find",
+        summary="Show the plugins and what is wrong with any",
+        load="zoo.cli.find:plugins_command",
+    ),
+    Command(
+        name="doctor",
+        group="find",
+        summary="Say what this machine can train, export and run",
+        load="zoo.cli.doctor:command",
+    ),
+    Command(
+        name="finetune",
+        group="train",
+        summary="Adapt a network to your images by transfer learning",
+        load="zoo.cli.finetune:command",
+    ),
+    Command(
+        name="evaluate",
+        group="train",
+        summary="Measure a checkpoint or a bundle on a data set",
+        load="zoo.cli.evaluate:command",
+    ),
+    Command(
+        name="verify",
+        group="prove",
+        summary="Judge a bundle: numbers, accuracy, latency",
+        load="zoo.cli.verify:command",
+    ),
+    Command(
+        name="selftest",
+        group="prove",
+        summary="Replay a bundle's golden vectors on this machine",
+        load="zoo.cli.selftest:command",
+    ),
+    Command(
+        name="bench", group="prove", summary="Measure a bundle's latency on this machine", load="zoo.cli.bench:command"
+    ),
     Command(name="run", group="run", summary="Run a bundle on images", load="zoo.cli.run:command"),
     Command(name="pack", group="run", summary="Make a bundle one .zoo file", load="zoo.cli.pack:command"),
     Command(name="demo", group="find", summary="See the whole path on handwritten digits", load="zoo.cli.demo:command"),

@@ -107,12 +107,16 @@ class Bundle:
                 with self._archive.open(name) as member:
                     data = member.read(entry["bytes"] + 1)
             except (KeyError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-                raise BundleError(f"{self.path}: {name} cannot be read: {error}: pack or copy the bundle again") from None
+                raise BundleError(
+                    f"{self.path}: {name} cannot be read: {error}: pack or copy the bundle again"
+                ) from None
         else:
             try:
                 data = self._on_disk(name).read_bytes()
             except OSError as error:
-                raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror}: copy the bundle again") from None
+                raise BundleError(
+                    f"{self.path}: {name} cannot be read: {error.strerror}: copy the bundle again"
+                ) from None
         self._prove(name, len(data), sha256_bytes(data))
         return data
 
@@ -160,9 +164,13 @@ class Bundle:
     def _prove(self, name: str, size: int, digest: str) -> None:
         entry = self._entry(name)
         if size != entry["bytes"]:
-            raise BundleError(f"{self.path}: {name} has {size} bytes, the manifest says {entry['bytes']}: copy the bundle again")
+            raise BundleError(
+                f"{self.path}: {name} has {size} bytes, the manifest says {entry['bytes']}: copy the bundle again"
+            )
         if digest != entry["sha256"]:
-            raise BundleError(f"{self.path}: {name} was altered (sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…): copy the bundle again")
+            raise BundleError(
+                f"{self.path}: {name} was altered (sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…): copy the bundle again"
+            )
 
     def close(self) -> None:
         if self._archive is not None:
@@ -201,7 +209,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             if entry is None:
                 raise BundleError(f"{path}: {info.filename} is not in the manifest: do not use this bundle")
             if info.file_size != entry["bytes"]:
-                raise BundleError(f"{path}: {info.filename} unpacks to {info.file_size} bytes, the manifest says {entry['bytes']}: do not use this bundle")
+                raise BundleError(
+                    f"{path}: {info.filename} unpacks to {info.file_size} bytes, the manifest says {entry['bytes']}: do not use this bundle"
+                )
         return Bundle(path, manifest, archive)
     except BundleError:
         if archive is not None:
@@ -223,7 +233,9 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     for info in infos:
         _check_name(info.filename, path)
         if info.file_size > MAX_FILE_BYTES:
-            raise BundleError(f"{path}: {info.filename} unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB")
+            raise BundleError(
+                f"{path}: {info.filename} unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise BundleError(f"{path}: {info.filename} is a link: do not use this bundle")
     if MANIFEST not in names:
@@ -234,7 +246,15 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 
 def _check_name(name: str, path: Path) -> None:
     pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or "\\" in name or ":" in name or "\0" in name or any(p in ("..", ".") for p in name.split("/")) or name.endswith("/"):
+    if (
+        not name
+        or pure.is_absolute()
+        or "\\" in name
+        or ":" in name
+        or "\0" in name
+        or any(p in ("..", ".") for p in name.split("/"))
+        or name.endswith("/")
+    ):
         raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not use this bundle")
 
 
@@ -260,7 +280,16 @@ def validate(manifest: Any, path: Path | str = MANIFEST) -> None:
         newer = isinstance(schema, int) and schema > SCHEMA
         cure = "pip install -U edgezoo" if newer else "export it again"
         raise BundleError(f"{path}: manifest schema {schema!r}, this version knows {SCHEMA}: {cure}")
-    for key, kind in {"name": str, "task": str, "input": dict, "outputs": list, "labels": list, "artifacts": list, "default": str, "files": dict}.items():
+    for key, kind in {
+        "name": str,
+        "task": str,
+        "input": dict,
+        "outputs": list,
+        "labels": list,
+        "artifacts": list,
+        "default": str,
+        "files": dict,
+    }.items():
         need(isinstance(manifest.get(key), kind), f"{key} is missing or not a {kind.__name__}")
     try:
         ImageInput.from_dict(manifest["input"])
@@ -270,12 +299,22 @@ def validate(manifest: Any, path: Path | str = MANIFEST) -> None:
     need(len(manifest["files"]) <= MAX_FILES, f"lists more than {MAX_FILES} files")
     for name, entry in manifest["files"].items():
         _check_name(name, Path(path))
-        need(isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and 0 <= entry["bytes"] <= MAX_FILE_BYTES, f"files.{name}.bytes is not a size")
-        need(isinstance(entry.get("sha256"), str) and _SHA.fullmatch(entry["sha256"]) is not None, f"files.{name}.sha256 is not a sha256")
+        need(
+            isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and 0 <= entry["bytes"] <= MAX_FILE_BYTES,
+            f"files.{name}.bytes is not a size",
+        )
+        need(
+            isinstance(entry.get("sha256"), str) and _SHA.fullmatch(entry["sha256"]) is not None,
+            f"files.{name}.sha256 is not a sha256",
+        )
     need(len(manifest["artifacts"]) > 0, "has no artefact")
     names = set()
     for a in manifest["artifacts"]:
-        need(isinstance(a, dict) and all(isinstance(a.get(k), str) for k in ("name", "format", "precision", "file", "status")), "an artefact lacks name, format, precision, file or status")
+        need(
+            isinstance(a, dict)
+            and all(isinstance(a.get(k), str) for k in ("name", "format", "precision", "file", "status")),
+            "an artefact lacks name, format, precision, file or status",
+        )
         need(a["file"] in manifest["files"], f"artefact {a['name']}: file {a['file']} is not listed in files")
         need(a["status"] in _STATUSES, f"artefact {a['name']}: status is not one of {', '.join(_STATUSES)}")
         need(a["name"] not in names, f"two artefacts are named {a['name']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import builtin
@@ -11,6 +10,8 @@ from .hookspecs import hookimpl
 from .specs import Spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .parity import Candidate, Finding, Reference, Samples
 
 

@@ -15,7 +15,6 @@ ZooError                 exit code 2: bad input or a missing part
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -102,6 +101,8 @@ class GateFailed(ZooError):
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The registered names most like ``name``, best first; empty where nothing is close."""
+    import difflib  # an error is being made: time enough
+
     known = list(known)
     close = difflib.get_close_matches(name.lower(), known, n=count, cutoff=0.6)
     if len(name) >= 3:

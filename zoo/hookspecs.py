@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -11,6 +10,8 @@ import pluggy
 from .specs import Spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .parity import Candidate, Finding, Reference, Samples
 
 GROUP = "zoo"

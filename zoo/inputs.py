@@ -20,7 +20,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import ImageError
 from .specs import ImageInput
 
-__all__ = ["Frame", "ImageInput", "Source", "frame", "normalise", "preprocess", "preprocess_batch", "read_image", "resize"]
+__all__ = [
+    "Frame",
+    "ImageInput",
+    "Source",
+    "frame",
+    "normalise",
+    "preprocess",
+    "preprocess_batch",
+    "read_image",
+    "resize",
+]
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray"
 """What can be read as an image: a path, encoded bytes, an open file, a Pillow image, or an (H, W[, C]) array."""
@@ -53,7 +63,9 @@ def read_image(source: Source, spec: ImageInput, name: str = "") -> Image.Image 
                 return read_image(np.load(source, allow_pickle=False), spec, name)
             except (OSError, ValueError) as error:
                 raise ImageError(f"{name}: not a readable .npy array: {error}") from None
-        raise ImageError(f"{name}: the network takes {spec.channels} bands: give an (H, W, {spec.channels}) uint8 array")
+        raise ImageError(
+            f"{name}: the network takes {spec.channels} bands: give an (H, W, {spec.channels}) uint8 array"
+        )
     if isinstance(source, Image.Image):
         return _convert(source, spec, name)
     try:
@@ -74,7 +86,13 @@ def read_image(source: Source, spec: ImageInput, name: str = "") -> Image.Image 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name}: larger than {Image.MAX_IMAGE_PIXELS} pixels: shrink or tile it first") from None
     except UnidentifiedImageError:
-        size = Path(name).stat().st_size if isinstance(source, (str, os.PathLike)) else len(data.getbuffer()) if isinstance(data, io.BytesIO) else -1
+        size = (
+            Path(name).stat().st_size
+            if isinstance(source, (str, os.PathLike))
+            else len(data.getbuffer())
+            if isinstance(data, io.BytesIO)
+            else -1
+        )
         raise ImageError(f"{name}: {'an empty file' if size == 0 else 'not an image that Pillow knows'}") from None
     except MemoryError:
         raise ImageError(f"{name}: too large for this machine's memory: shrink or tile it first") from None
@@ -175,7 +193,10 @@ def frame(width: int, height: int, spec: ImageInput) -> Frame:
 def resize(image: Image.Image | np.ndarray, spec: ImageInput) -> Image.Image | np.ndarray:
     """Bring an image of :func:`read_image` to ``spec.width x spec.height`` pixels, still 8 bits."""
     if isinstance(image, np.ndarray):
-        bands = [np.asarray(resize(Image.fromarray(np.ascontiguousarray(image[:, :, c])), spec)) for c in range(image.shape[2])]
+        bands = [
+            np.asarray(resize(Image.fromarray(np.ascontiguousarray(image[:, :, c])), spec))
+            for c in range(image.shape[2])
+        ]
         return np.stack(bands, axis=2)
     where = frame(image.width, image.height, spec)
     left, top, right, bottom = where.place

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib.metadata
-import importlib.util
 import os
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from . import __version__, corehooks, hookspecs
+from .discovery import find_entry_points
 from .errors import MissingPart, PluginError, UnknownName, ZooError
 from .specs import Architecture, Exporter, Precision, Runtime, Spec, install_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .parity import Candidate, Finding, Reference, Samples
 
 S = TypeVar("S", bound=Spec)
@@ -61,10 +60,8 @@ class Registry:
 
     def _discover(self) -> None:
         blocked = {n.strip() for n in os.environ.get(BLOCK, "").split(",") if n.strip()}
-        for entry in sorted(importlib.metadata.entry_points(group=hookspecs.GROUP), key=lambda e: e.name):
-            dist, version = "", ""
-            if entry.dist is not None:
-                dist, version = entry.dist.name, entry.dist.version
+        for entry in find_entry_points(hookspecs.GROUP):
+            dist, version = entry.distribution, entry.version
             if entry.name in blocked or "*" in blocked:
                 self.plugins.append(
                     Plugin(name=entry.name, distribution=dist, version=version, error=f"blocked by {BLOCK}")
@@ -173,10 +170,10 @@ class Registry:
                 raise MissingPart("an exporter", "pip install 'edgezoo[export]'")
             raise UnknownName("export target", writes, {e.writes for e in exporters})
         missing: Exporter | None = None
-        queue: deque[list[Exporter]] = deque([[]])
+        queue: list[list[Exporter]] = [[]]
         seen = {reads}
         while queue:
-            path = queue.popleft()
+            path = queue.pop(0)
             at = path[-1].writes if path else reads
             if at == writes:
                 return path
@@ -189,7 +186,9 @@ class Registry:
                     queue.append([*path, exporter])
         if missing is not None:
             package = absent(missing)[0]
-            raise MissingPart(f"{package}, which exporter '{missing.name}' needs,", missing.install or install_line(package))
+            raise MissingPart(
+                f"{package}, which exporter '{missing.name}' needs,", missing.install or install_line(package)
+            )
         raise UnknownName(f"way from {reads} to", writes, {e.writes for e in exporters})
 
     def precision(self, precision: str, reads: str) -> Precision:
@@ -213,7 +212,7 @@ class Registry:
             from .errors import CheckpointError
 
             raise CheckpointError(f"no plugin can open weights '{uri}': give a file with --weights FILE")
-        return Path(path)
+        return path  # type: ignore[no-any-return]
 
     def verify(self, candidate: Candidate, reference: Reference, samples: Samples) -> list[Finding]:
         """The findings of every plugin's ``zoo_verify``, in the order of registration."""
@@ -232,6 +231,8 @@ def absent(spec: Exporter | Precision | Runtime) -> list[str]:
 
 @cache
 def _importable(name: str) -> bool:
+    import importlib.util  # only where a spec has requirements: `zoo --help` does without
+
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

@@ -55,7 +55,7 @@ class Classification:
             factor = -(-256 // min(picture.size))
             picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
         font = ImageFont.load_default(size=max(14, picture.width // 28))
-        line = int(font.getbbox("Ag")[3] * 1.5)  # type: ignore[union-attr]
+        line = int(font.getbbox("Ag")[3] * 1.5)
         pairs = self.top(k)
         canvas = Image.new("RGB", (picture.width, picture.height + line * len(pairs)), "white")
         canvas.paste(picture, (0, 0))

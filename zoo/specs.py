@@ -87,9 +87,7 @@ class ImageInput:
         color = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "bands")
         mean = sum(self.mean) / len(self.mean)
         std = sum(self.std) / len(self.std)
-        return replace(
-            self, channels=channels, color=color, mean=(mean,) * channels, std=(std,) * channels, fill=()
-        )
+        return replace(self, channels=channels, color=color, mean=(mean,) * channels, std=(std,) * channels, fill=())
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

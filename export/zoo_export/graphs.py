@@ -16,11 +16,13 @@ import onnx
 from zoo.errors import ExportError
 from zoo.files import write_bytes
 
-__all__ = ["BYTES_LIMIT", "OPSET", "clean", "hushed", "load", "save", "too_large", "versions"]
+__all__ = ["BYTES_LIMIT", "MODULES", "OPSET", "clean", "hushed", "load", "save", "too_large", "versions"]
 
 OPSET = 20
 """The newest opset that ONNX Runtime 1.31 and every TensorRT since 10.2 read; torch's own default."""
 IR_VERSION = 10
+MODULES = "model.modules.json"
+"""The exporter's sidecar: which torch module each graph node came from."""
 BYTES_LIMIT = 2**31 - 2**20
 """A protobuf message ends at 2 GiB; one MiB is kept for the graph itself."""
 
@@ -87,7 +89,7 @@ def too_large(size: int) -> ExportError:
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of the installed distributions among ``names``, without local build tags' surprises."""
+    """Versions of the installed distributions among ``names``."""
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -16,7 +16,7 @@ from zoo.errors import ExportError
 from zoo.files import dump_json
 from zoo.specs import ImageInput
 
-from .graphs import BYTES_LIMIT, OPSET, clean, hushed, save, too_large, versions
+from .graphs import BYTES_LIMIT, MODULES, OPSET, clean, hushed, save, too_large, versions
 
 __all__ = ["INPUT", "assert_eval", "export", "to_model"]
 
@@ -37,7 +37,7 @@ def export(source: Artifact, out: Path, options: Mapping[str, Any]) -> Artifact:
     assert_eval(source.module)
     model, modules = to_model(source.module, source.input, source.task.outputs)
     save(model, out)
-    dump_json(out.with_name(out.name.partition(".")[0] + ".modules.json"), modules)
+    dump_json(out.with_name(MODULES), modules)
     return Artifact(
         format="onnx",
         precision="fp32",

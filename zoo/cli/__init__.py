@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import OutputError, ZooError, nearest
@@ -54,10 +55,21 @@ class ZooGroup(click.Group):
         command = self.get_command(ctx, name)
         if command is None:
             if name in ELSEWHERE:
-                ctx.fail(f"'zoo {name}' comes with {ELSEWHERE[name].replace('_', '-')}: {install_line(ELSEWHERE[name])}")
+                ctx.fail(
+                    f"'zoo {name}' comes with {ELSEWHERE[name].replace('_', '-')}: {install_line(ELSEWHERE[name])}"
+                )
             close = nearest(name, self.list_commands(ctx))
             ctx.fail(f"no such command '{name}'" + (f": did you mean {' or '.join(close)}?" if close else ""))
         return name, command, args[1:]
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from ..registry import get_registry
+
+        verbs = [c for c in get_registry().specs(Command) if c.name.startswith(incomplete)]
+        # past click.Group, which would import every verb for its short help
+        return [CompletionItem(c.name, help=c.summary) for c in verbs] + click.Command.shell_complete(
+            self, ctx, incomplete
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from ..registry import get_registry
@@ -104,8 +116,8 @@ def _completion(ctx: click.Context, shell: str | None) -> None:
     if not shell:
         return
     lines = {
-        "bash": 'echo \'eval "$(_ZOO_COMPLETE=bash_source zoo)"\' >> ~/.bashrc',
-        "zsh": 'echo \'eval "$(_ZOO_COMPLETE=zsh_source zoo)"\' >> ~/.zshrc',
+        "bash": "echo 'eval \"$(_ZOO_COMPLETE=bash_source zoo)\"' >> ~/.bashrc",
+        "zsh": "echo 'eval \"$(_ZOO_COMPLETE=zsh_source zoo)\"' >> ~/.zshrc",
         "fish": "_ZOO_COMPLETE=fish_source zoo > ~/.config/fish/completions/zoo.fish",
     }
     click.echo(lines[shell])

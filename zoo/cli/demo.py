@@ -31,7 +31,13 @@ print(f"{result.label} {result.score:.4f} {model.session.device}")
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("zoo-demo"), show_default=True, help="Folder to work in; made anew.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("zoo-demo"),
+    show_default=True,
+    help="Folder to work in; made anew.",
+)
 @click.option("--quick", is_flag=True, help="Fewer epochs: to see that it works, not how well.")
 def command(out: Path, quick: bool) -> None:
     """See the whole path: a LeNet trained on the digits 0 to 4 learns 5 to 9, goes to ONNX in fp32 and int8, is
@@ -81,7 +87,7 @@ def command(out: Path, quick: bool) -> None:
     held_out = open_data(new, val_share=VAL_SHARE, seed=SEED).val
     sample = held_out[len(held_out) // 2]
     photo, picture = Path(sample.image), out / "prediction.png"
-    note(f"\n$ python -c 'import zoo.runtime; zoo.runtime.load(\"{packed}\")(\"{photo}\")'")
+    note(f'\n$ python -c \'import zoo.runtime; zoo.runtime.load("{packed}")("{photo}")\'')
     done = subprocess.run(
         [sys.executable, "-c", DEVICE, str(packed), str(photo), str(picture)], capture_output=True, text=True
     )

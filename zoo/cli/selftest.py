@@ -17,17 +17,21 @@ from .common import emit_json, json_option, table
 def command(bundle: Path, artifact: str | None, threads: int | None, as_json: bool) -> None:
     """Replay the golden vectors of BUNDLE (a folder or a .zoo file) with numpy and a runtime alone.
 
-    Stages: manifest, files, open, preprocess, network, decode. Exit code 1 where one fails.
+    Stages: manifest, files, preprocess, open, network, decode. Exit code 1 where one fails.
 
     \b
     Examples:
       zoo selftest digits.zoo
       zoo selftest digits.zoo --artifact int8 --json
     """
+    from ..bundle import open_bundle
     from ..errors import GateFailed
     from ..parity.golden import selftest
 
-    stages = selftest(bundle, artifact, threads=threads)
+    opened = open_bundle(bundle)
+    if artifact:
+        opened.artifact(artifact)
+    stages = selftest(opened, artifact, threads=threads)
     if as_json:
         emit_json({"bundle": str(bundle), "passed": all(stages), "stages": [s.to_dict() for s in stages]})
     else:

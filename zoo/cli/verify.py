@@ -94,7 +94,9 @@ def open_split(manifest: Mapping[str, Any], data: Path, split: str) -> Dataset:
 
     divided = (manifest.get("provenance") or {}).get("data") or {}
     splits = open_data(
-        data, val_share=float(divided.get("val_share", 0.2)), seed=int(divided.get("split_seed", divided.get("seed", 0)))
+        data,
+        val_share=float(divided.get("val_share", 0.2)),
+        seed=int(divided.get("split_seed", divided.get("seed", 0))),
     )
     chosen = {"train": splits.train, "val": splits.val, "test": splits.test}.get(split)
     if chosen is None:

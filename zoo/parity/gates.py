@@ -58,12 +58,16 @@ def numbers(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
         elif "numbers_units" in bounds and "units" in found:
             worst = max(worst, found["units"])
             if not found["units"] <= bounds["numbers_units"]:
-                problems.append(f"'{name}' is off by {found['units']:.3g} units of float32 error, {bounds['numbers_units']:g} allowed")
+                problems.append(
+                    f"'{name}' is off by {found['units']:.3g} units of float32 error, {bounds['numbers_units']:g} allowed"
+                )
         else:
             limit = bounds.get("numbers_rms", bounds.get("golden", 0.0))
             worst = max(worst, found["rms_share"])
             if not found["rms_share"] <= limit:
-                problems.append(f"'{name}' is off by {100 * found['rms_share']:.3g} % of its spread (RMS), {100 * limit:g} % allowed")
+                problems.append(
+                    f"'{name}' is off by {100 * found['rms_share']:.3g} % of its spread (RMS), {100 * limit:g} % allowed"
+                )
     if problems:
         return Finding(gate="numbers", verdict=FAIL, message="; ".join(problems), figures=figures)
     if "numbers_units" in bounds and reference.exact is not None:
@@ -110,9 +114,7 @@ def compare(
         unit_max = max(float(np.abs(b - truth).max()), floor * spread, np.finfo(np.float64).tiny)
         unit_mean = max(float(np.abs(b - truth).mean()), floor * spread / 8, np.finfo(np.float64).tiny)
         found["unit"] = unit_max
-        found["units"] = max(
-            float(np.abs(a - truth).max()) / unit_max, float(np.abs(a - truth).mean()) / unit_mean
-        )
+        found["units"] = max(float(np.abs(a - truth).max()) / unit_max, float(np.abs(a - truth).mean()) / unit_mean)
     return found
 
 
@@ -167,7 +169,7 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
     theirs = half.sample_scores(reference.outputs, samples.targets)
     mean, low, high = paired_interval(ours - theirs)
     count = len(ours)
-    figures = {
+    figures: dict[str, Any] = {
         "metric": half.metric_name,
         "samples": count,
         "reference": float(theirs.mean()),
@@ -190,7 +192,11 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
         return Finding(gate="accuracy", verdict=FAIL, message=said, figures=figures)
     more = samples_needed(ours - theirs, margin) - count
     figures["more_samples"] = more if more > 0 else None
-    cure = f"about {more} more samples would settle it" if 0 < more < 1_000_000 else "more samples would have to show a smaller drop"
+    cure = (
+        f"about {more} more samples would settle it"
+        if 0 < more < 1_000_000
+        else "more samples would have to show a smaller drop"
+    )
     return Finding(gate="accuracy", verdict=INCONCLUSIVE, message=f"{said}: {cure}", figures=figures)
 
 
@@ -219,7 +225,7 @@ def latency(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
     ours, theirs = found["candidate"], found["reference"]
     ratio = float(np.median(ours) / np.median(theirs))
     low, high = _ratio_interval(ours, theirs)
-    figures = {
+    figures: dict[str, Any] = {
         "ratio_p50": ratio,
         "interval_95": [low, high],
         "bound": bound,
@@ -257,7 +263,7 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for turn in range(rounds):
-        order = list(calls) if turn % 2 == 0 else list(reversed(calls))
+        order = list(calls) if turn % 2 == 0 else list(calls)[::-1]
         for name in order:
             start = time.perf_counter_ns()
             calls[name](inputs[turn % len(inputs)])

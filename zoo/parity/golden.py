@@ -1,7 +1,7 @@
 """Golden vectors: a few inputs with the tensor, the raw outputs and the result they must give, replayed on a device.
 
 ``make_golden`` writes them where the artefacts were made; ``selftest`` replays them with numpy and a runtime alone,
-stage by stage, so that a failure names the stage: manifest, files, open, preprocess, network, decode.
+stage by stage, so that a failure names the stage: manifest, files, preprocess, open, network, decode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .gates import compare
 
 __all__ = ["STAGES", "Stage", "make_golden", "selftest"]
 
-STAGES = ("manifest", "files", "open", "preprocess", "network", "decode")
+STAGES = ("manifest", "files", "preprocess", "open", "network", "decode")
 
 PREPROCESS_MEAN_STEPS = 0.25
 """Mean error allowed in a replayed tensor, in steps of 1/255: Pillow versions differ by less than 0.05."""
@@ -97,7 +97,13 @@ def _portable(image: Source, spec: ImageInput) -> tuple[bytes, str]:
     """The original file where it is small, otherwise the decoded pixels, shrunk, without loss."""
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        if path.stat().st_size <= MAX_ORIGINAL_BYTES and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".npy"):
+        if path.stat().st_size <= MAX_ORIGINAL_BYTES and path.suffix.lower() in (
+            ".jpg",
+            ".jpeg",
+            ".png",
+            ".bmp",
+            ".npy",
+        ):
             return path.read_bytes(), path.suffix.lower()
     decoded = read_image(image, spec)
     if isinstance(decoded, np.ndarray):
@@ -108,7 +114,11 @@ def _portable(image: Source, spec: ImageInput) -> tuple[bytes, str]:
 
 def _made(spec: ImageInput) -> Iterator[tuple[str, bytes, str]]:
     h, w = spec.height, spec.width
-    shapes = {"made: shrinks": (2 * h + 7, 3 * w - 5), "made: grows": (h // 2 + 3, w // 3 + 5), "made: on its side": (h + 31, 2 * w + 1)}
+    shapes = {
+        "made: shrinks": (2 * h + 7, 3 * w - 5),
+        "made: grows": (h // 2 + 3, w // 3 + 5),
+        "made: on its side": (h + 31, 2 * w + 1),
+    }
     for seed, (name, (height, width)) in enumerate(shapes.items()):
         pixels = natural_images(1, height, width, spec.channels if spec.color == "bands" else 3, seed)[0]
         if spec.color == "bands":
@@ -162,12 +172,24 @@ def selftest(
             bundle = open_bundle(bundle)
         except BundleError as error:
             return [Stage(stage="manifest", passed=False, message=str(error))]
-    found.append(Stage(stage="manifest", passed=True, message=f"schema {bundle.manifest['schema']}, {len(bundle.artifacts)} artefacts"))
+    found.append(
+        Stage(
+            stage="manifest",
+            passed=True,
+            message=f"schema {bundle.manifest['schema']}, {len(bundle.artifacts)} artefacts",
+        )
+    )
     wrong = bundle.check_files()
     found += [Stage(stage="files", passed=False, message=line) for line in wrong]
     if wrong:
         return found
-    found.append(Stage(stage="files", passed=True, message=f"{len(bundle.manifest['files'])} files have the sizes and hashes of the manifest"))
+    found.append(
+        Stage(
+            stage="files",
+            passed=True,
+            message=f"{len(bundle.manifest['files'])} files have the sizes and hashes of the manifest",
+        )
+    )
     try:
         arrays, sources = _load(bundle)
         half: TaskHalf = find_task(bundle.task).resolve()()
@@ -283,7 +305,10 @@ def _replay_network(
                 part = expected[start : start + size]
                 ours = outputs.get(output)
                 if ours is None or ours.shape != part.shape:
-                    return result(False, f"output '{output}' has shape {getattr(ours, 'shape', None)}, at export {part.shape} (batch {size})")
+                    return result(
+                        False,
+                        f"output '{output}' has shape {getattr(ours, 'shape', None)}, at export {part.shape} (batch {size})",
+                    )
                 found = compare(ours, part)
                 if found["not_finite"]:
                     return result(False, f"output '{output}' holds {found['not_finite']} values that are not finite")
@@ -294,12 +319,13 @@ def _replay_network(
                         f"output '{output}' differs by {100 * found['rms_share']:.3g} % of its spread ({100 * bound:g} % allowed): "
                         "another network, other weights, or kernels that compute something else",
                     )
-    return result(True, f"batches of 1 and {len(tensors)}: within {100 * worst:.2g} % of the outputs' spread ({100 * bound:g} % allowed)")
+    return result(
+        True,
+        f"batches of 1 and {len(tensors)}: within {100 * worst:.2g} % of the outputs' spread ({100 * bound:g} % allowed)",
+    )
 
 
 def _short(result: Any) -> str:
     if isinstance(result, dict) and "label" in result:
         return f"'{result['label']}'"
     return repr(result)[:60]
-
-

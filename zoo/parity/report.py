@@ -267,7 +267,7 @@ def _section(artifact: ArtifactReport) -> str:
 
 def _number(value: Any) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
@@ -298,7 +298,9 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
         height = 90 * count / top
         x = 10 + i * width
         low = histogram["from_log10"] + i * histogram["step"]
-        bars.append(f"<rect x={x} y={100 - height:.1f} width={width - 3} height={height:.1f} fill=#4a78b5><title>{count}</title></rect>")
+        bars.append(
+            f"<rect x={x} y={100 - height:.1f} width={width - 3} height={height:.1f} fill=#4a78b5><title>{count}</title></rect>"
+        )
         bars.append(f"<text x={x} y=115>1e{low:g}</text>")
     zeros = f", {histogram['zeros']} exactly equal" if histogram["zeros"] else ""
     return (
@@ -313,7 +315,7 @@ def _accuracy(figures: Mapping[str, Any]) -> str:
     left, right = min(low, margin) - 0.01, max(high, 0.0) + 0.01
 
     def x(value: float) -> float:
-        return 10 + 480 * (value - left) / (right - left)
+        return float(10 + 480 * (value - left) / (right - left))
 
     return (
         f"<figure><svg width=500 height=60 role=img><line x1=10 x2=490 y1=30 y2=30 stroke=currentColor opacity=.3 />"

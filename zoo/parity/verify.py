@@ -151,10 +151,7 @@ def _report(
 
 
 def _candidate(predictor: Predictor, basis: _Basis, task: Task, max_drop: float | None) -> Candidate:
-    if basis.images:
-        batches = tensor_batches(basis.images, predictor.input)
-    else:
-        batches = iter([basis.samples.tensors])
+    batches = tensor_batches(basis.images, predictor.input) if basis.images else iter([basis.samples.tensors])
     return Candidate(
         name=predictor.artifact.name,
         precision=predictor.artifact.precision,
@@ -248,7 +245,9 @@ def _golden_basis(
     reference: Reference | None = None
     if network is not None:
         exact = dict(exact_network(tensors)) if exact_network else None
-        reference = Reference(name=network_name, outputs=dict(network(tensors)), exact=exact, call=network, device="CPU (PyTorch)")
+        reference = Reference(
+            name=network_name, outputs=dict(network(tensors)), exact=exact, call=network, device="CPU (PyTorch)"
+        )
     elif stored is not None and stored.golden_outputs:
         reference = Reference(
             name=f"{stored.name}, as stored in the bundle",
@@ -272,5 +271,3 @@ def _golden_basis(
 
 def _length(outputs: Mapping[str, np.ndarray]) -> int:
     return min((len(v) for v in outputs.values()), default=0)
-
-

@@ -50,7 +50,9 @@ def open_session(
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
         what = "the artefact" if isinstance(model, bytes) else str(model)
-        raise BundleError(f"{what} is not a network that onnxruntime {onnxruntime.__version__} opens: {_first_line(error)}") from error
+        raise BundleError(
+            f"{what} is not a network that onnxruntime {onnxruntime.__version__} opens: {_first_line(error)}"
+        ) from error
     return OrtSession(session, threads or 0)
 
 

@@ -41,7 +41,9 @@ class Predictor:
         deployed = [o["name"] for o in bundle.manifest["outputs"]]
         missing = [name for name in deployed if name not in session.output_names]
         if missing:
-            raise BundleError(f"{bundle.path}: artefact {artifact.name} has no output '{missing[0]}' (it has {', '.join(session.output_names)}): export it again")
+            raise BundleError(
+                f"{bundle.path}: artefact {artifact.name} has no output '{missing[0]}' (it has {', '.join(session.output_names)}): export it again"
+            )
         self._decoded = list(task.decodes)
 
     def __call__(self, images: Source | Sequence[Source], *, batch: int = 16) -> Any:
@@ -75,7 +77,9 @@ class Predictor:
         """An already preprocessed (N, C, H, W) float32 tensor to the raw outputs. Raises ValueError on another shape."""
         if tensor.ndim != 4 or tensor.shape[1:] != self.input.shape or tensor.dtype != np.float32:
             c, h, w = self.input.shape
-            raise ValueError(f"tensor is {tensor.dtype} {tensor.shape}; {self.bundle.name} takes float32 (N, {c}, {h}, {w})")
+            raise ValueError(
+                f"tensor is {tensor.dtype} {tensor.shape}; {self.bundle.name} takes float32 (N, {c}, {h}, {w})"
+            )
         return self.session.run(tensor)
 
     def __repr__(self) -> str:

@@ -22,17 +22,17 @@ class Classify:
     decodes = ("scores",)
     deciding = "logits"
 
-    def decode(
-        self, outputs: Outputs, *, labels: Sequence[str], frames: Sequence[Frame] = ()
-    ) -> list[Classification]:
+    def decode(self, outputs: Outputs, *, labels: Sequence[str], frames: Sequence[Frame] = ()) -> list[Classification]:
         names = tuple(labels)
         return [Classification(scores=scores, labels=names) for scores in outputs["scores"]]
 
     def sample_scores(self, outputs: Outputs, targets: Sequence[int]) -> np.ndarray:
-        return (outputs["scores"].argmax(axis=1) == np.asarray(targets)).astype(np.float64)
+        answers = np.asarray(outputs["scores"]).argmax(axis=1)
+        return np.asarray(answers == np.asarray(targets), dtype=np.float64)
 
     def same_answer(self, outputs: Outputs, reference: Outputs) -> np.ndarray:
-        return outputs["scores"].argmax(axis=1) == reference["scores"].argmax(axis=1)
+        ours, theirs = (np.asarray(o["scores"]).argmax(axis=1) for o in (outputs, reference))
+        return np.asarray(ours == theirs)
 
     def metrics(self, outputs: Outputs, targets: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
         """Top-1, top-5 (where there are more than five classes), macro F1 and per-class precision and recall.

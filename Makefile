@@ -1,0 +1,55 @@
+# The two commands that matter: `make demo` and `make test`. Everything lives in .venv; nothing is installed elsewhere.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint lock bench clean
+
+help:
+	@echo "make demo       fine-tune, export, verify and run a network on handwritten digits"
+	@echo "make test       all tests"
+	@echo "make test-fast  the tests that take less than 20 seconds each"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the side-by-side measurements of benchmarks/"
+	@echo "make lock       resolve the dependencies anew into requirements.lock"
+	@echo "make clean      remove .venv and what was built"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml export/pyproject.toml plugins/zoo-timm/pyproject.toml plugins/zoo-classic/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . -e export -e plugins/zoo-timm -e plugins/zoo-classic
+	touch $(READY)
+
+demo: setup
+	$(BIN)/zoo demo
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lock:
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --upgrade --no-emit-package edgezoo --no-emit-package zoo-export --no-emit-package zoo-timm \
+	  --no-emit-package zoo-classic --all-extras --group dev -o requirements.lock \
+	  pyproject.toml export/pyproject.toml plugins/zoo-timm/pyproject.toml plugins/zoo-classic/pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,659 @@
+"""From a trained network to a bundle that is proved: the work behind ``zoo export``, fail closed."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo import __version__
+from zoo.artifacts import Artifact, Calibration
+from zoo.bundle import MANIFEST, SCHEMA, open_bundle, validate
+from zoo.data import Dataset, Sample, audit, open_data
+from zoo.errors import DataError, ExportError, GateFailed, MissingPart
+from zoo.files import dump_json, new_folder, sha256_file
+from zoo.inputs import Source
+from zoo.parity import FAIL, PASS, Candidate, Reference, Samples
+from zoo.parity.evidence import collect, machine, natural_images
+from zoo.parity.golden import make_golden, selftest
+from zoo.parity.reference import StoredReference, save_reference
+from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
+from zoo.parity.verify import LATENCY_TENSORS, bounds, tensor_batches
+from zoo.registry import absent, get_registry
+from zoo.runtime.session import Session
+from zoo.specs import Exporter, ImageInput, Precision, Runtime
+from zoo.train.models import Model, deployable, open_model
+from zoo.train.reference import TorchReference, torch_reference
+
+from .graphs import MODULES, versions
+
+__all__ = ["ExportGateFailed", "Outcome", "Request", "export_bundle"]
+
+CALIBRATION_SEED = 0
+CACHE_BYTES = 512 << 20
+"""Preprocessed images up to this size are kept, so that each is decoded once; beyond it they are made again."""
+STORED_SAMPLES = 2000
+"""How many per-sample reference results travel in the bundle."""
+GOLDEN_IMAGES = 5
+FALLBACK_ROUNDS = 6
+"""1, 2, 4, 8, 16 and 32 layers go back to float before int8 is given up."""
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    source: str
+    """Checkpoint folder, run folder, or architecture name."""
+    out: Path
+    to: str = "onnx"
+    precisions: tuple[str, ...] = ("fp32",)
+    data: Path | None = None
+    weights: str = "pretrained"
+    size: int | None = None
+    channels: int | None = None
+    max_drop: float | None = None
+    """Largest accuracy drop allowed, as a share of 1; None for the task's own."""
+    waive: str = ""
+    """Why an artefact is kept although a gate said no; empty keeps it out."""
+    overwrite: bool = False
+    val_share: float | None = None
+    split_seed: int | None = None
+    threads: int | None = None
+    calibration: int = 128
+    max_samples: int | None = None
+    """At most so many validation images are judged; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of it. ``bundle`` is None where no artefact was fit to keep."""
+
+    bundle: Path | None
+    report: Report
+    report_path: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How one precision is reached: exporters before the precision pass, the pass, exporters after it."""
+
+    precision: str
+    before: Sequence[Exporter]
+    convert: Precision | None
+    after: Sequence[Exporter]
+
+
+@dataclass(kw_only=True)
+class _Made:
+    """One artefact, and what was found about it."""
+
+    artifact: Artifact
+    session: Session
+    report: ArtifactReport
+    flips: list[Flip] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Basis:
+    """What everything is judged on: images, their tensors, and what PyTorch says of them."""
+
+    images: Sequence[Source]
+    batches: Batches
+    samples: Samples
+    reference: Reference
+    dataset: Dataset | None
+    calibration: Calibration | None
+
+
+class Batches:
+    """The preprocessed images, (n, C, H, W) float32 at a time, as often as asked for."""
+
+    def __init__(self, images: Sequence[Source], spec: ImageInput, size: int = 16) -> None:
+        self._images, self._spec, self._size = images, spec, size
+        fits = len(images) * 4 * int(np.prod(spec.shape)) <= CACHE_BYTES
+        self._kept: list[np.ndarray] | None = [] if fits else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._kept is None:
+            yield from tensor_batches(self._images, self._spec, self._size)
+            return
+        done = sum(len(b) for b in self._kept)
+        yield from list(self._kept)
+        for batch in tensor_batches(self._images[done:], self._spec, self._size):
+            self._kept.append(batch)
+            yield batch
+
+    def first(self, count: int) -> np.ndarray:
+        """(K, C, H, W) float32, K = ``count`` or as many as there are."""
+        parts, have = [], 0
+        for batch in self:
+            parts.append(batch)
+            have += len(batch)
+            if have >= count:
+                break
+        return np.concatenate(parts)[:count]
+
+
+def export_bundle(request: Request, *, progress: Progress | None = None, note: Callable[[str], None] = print) -> Outcome:
+    """Export, convert, judge, and write the bundle folder ``request.out``: whole, or not at all.
+
+    An artefact that a gate failed is kept out unless ``request.waive`` says why it may stay. The report is written
+    in any case: into the bundle, or into ``<out>.failed`` where no artefact is left.
+
+    Raises GateFailed (after everything is written), ExportError, DataError, CheckpointError, MissingPart,
+    OutputError, UnknownName. ``progress(label, total)`` and ``note(text)`` are told how it goes.
+    """
+    show = progress or (lambda label, total: nullcontext(lambda done: None))
+    plans = _plans(request.to, request.precisions)
+    runtime = _runtime(request.to)
+    threads = request.threads or torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with new_folder(request.out, overwrite=request.overwrite) as folder:
+            model = open_model(
+                request.source, weights=request.weights, size=request.size, channels=request.channels
+            )
+            if model.architecture.name != request.source and not Path(request.source).exists():
+                note(f"{request.source} means {model.architecture.name}: {model.architecture.summary}")
+            module = deployable(model)
+            reference = torch_reference(model)
+            statements = _statements(request, model)
+            for text in statements:
+                note(f"warning: {text}")
+            basis = _basis(request, model, reference, show, note)
+            source = Artifact(format="torch", precision="fp32", input=model.input, task=model.task, module=module)
+            cache: dict[str, Artifact] = {}
+            made: list[_Made] = []
+            with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as work:
+                for plan in plans:
+                    note(f"{plan.precision}: making and judging it")
+                    made.append(
+                        _make(plan, request, source, folder, Path(work), cache, basis, runtime, threads, statements)
+                    )
+                sidecar = Path(work) / MODULES
+                if sidecar.exists() and not (folder / MODULES).exists():
+                    shutil.copy(sidecar, folder / MODULES)
+            outcome = _finish(request, model, reference, basis, made, statements, folder)
+            if outcome.bundle is None:
+                # nothing may be left at --out: the report goes beside it
+                failed = request.out.with_name(request.out.name + ".failed")
+                with new_folder(failed, overwrite=True) as place:
+                    outcome.report.write(place)
+                raise ExportGateFailed(replace(outcome, report_path=failed / "report.html"))
+    finally:
+        torch.set_num_threads(before)
+    if outcome.report.failed:
+        raise ExportGateFailed(outcome)
+    return outcome
+
+
+class ExportGateFailed(GateFailed):
+    """At least one artefact failed; ``outcome`` says what was written all the same."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        report = outcome.report
+        first, several = report.failed[0], len(report.failed) > 1
+        super().__init__(
+            f"{', '.join(a.name for a in report.failed)} failed and {'are' if several else 'is'} not in the bundle: "
+            f'{first.failures[0]} (report: {outcome.report_path}; --waive "reason" keeps it all the same)'
+        )
+        self.outcome = outcome
+
+
+# -- planning --------------------------------------------------------------------------------------------------
+
+
+def _plans(to: str, precisions: Sequence[str]) -> list[_Plan]:
+    """Everything that could be missing or misspelt is found here, before any slow work."""
+    registry = get_registry()
+    chain = registry.chain("torch", to)
+    formats = ["torch", *(exporter.writes for exporter in chain)]
+    if not precisions or len(set(precisions)) != len(precisions):
+        raise ExportError(f"--precision {','.join(precisions) or 'is empty'}: name each precision once, like fp32,int8")
+    plans = []
+    for precision in precisions:
+        if precision == "fp32":
+            plans.append(_Plan(precision=precision, before=chain, convert=None, after=()))
+            continue
+        # the pass nearest to the target knows the target's wishes best
+        passes = {p.reads for p in registry.specs(Precision) if p.precision == precision}
+        at = max((i for i, name in enumerate(formats) if name in passes), default=len(formats) - 1)
+        spec = registry.precision(precision, formats[at])
+        gone = absent(spec)
+        if gone:
+            raise MissingPart(f"{gone[0]}, which precision '{spec.name}' needs,", spec.install or f"pip install {gone[0]}")
+        plans.append(_Plan(precision=precision, before=chain[:at], convert=spec, after=chain[at:]))
+    return plans
+
+
+def _runtime(format: str) -> Runtime:
+    """The runtime that judges artefacts of a format here. Raises MissingPart."""
+    found = get_registry().runtimes(format)
+    for spec in found:
+        if not absent(spec):
+            return spec
+    if not found:
+        raise ExportError(f"no runtime reads {format} artefacts, so they could not be judged: `zoo plugins` shows what is installed")
+    gone = absent(found[0])[0]
+    raise MissingPart(f"{gone}, which runtime '{found[0].name}' needs,", found[0].install or f"pip install {gone}")
+
+
+def _statements(request: Request, model: Model) -> list[str]:
+    found = []
+    if request.data is None:
+        found.append(
+            "Accuracy was not judged: no labelled data was given (--data DIR). "
+            "Numbers and latency were judged on made images of natural statistics."
+        )
+    if model.weights == "none":
+        found.append("The weights are random (--weights none): parity says little about them, and the bundle knows nothing.")
+    elif model.provenance.get("head") == "new":
+        found.append("The classifier is new and untrained: its answers mean nothing until it is fine-tuned (`zoo finetune`).")
+    return found
+
+
+# -- what is judged on -----------------------------------------------------------------------------------------
+
+
+def _basis(request: Request, model: Model, torch_ref: TorchReference, show: Progress, note: Callable[[str], None]) -> _Basis:
+    spec = model.input
+    dataset: Dataset | None = None
+    train: Dataset | None = None
+    images: list[Source]
+    targets: list[Any] | None
+    if request.data is not None:
+        train, dataset = _data(request, model, show, note)
+        images, ids, targets = [s.image for s in dataset], tuple(s.id for s in dataset), dataset.targets
+        origin = dataset.source
+    else:
+        images = list(_made_images(spec, _made_count(spec), seed=1))
+        ids, targets = tuple(f"made image {i}" for i in range(len(images))), None
+        origin = f"{len(images)} made images of natural statistics"
+    batches = Batches(images, spec)
+    with show("reference", len(images)) as update:
+        done = 0
+
+        def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+            nonlocal done
+            found = torch_ref.run(batch)
+            done += len(batch)
+            update(done)
+            return found
+
+        outputs = collect(run, batches)
+    _need_finite(outputs, origin)
+    samples = Samples(
+        task=model.task,
+        labels=model.labels,
+        ids=ids,
+        targets=targets,
+        source=origin,
+        tensors=batches.first(LATENCY_TENSORS),
+    )
+    reference = Reference(
+        name=torch_ref.name,
+        outputs=outputs,
+        exact=_exact(torch_ref, batches.first(exact_count(spec)), note),
+        call=torch_ref.run,
+        device=torch_ref.device,
+    )
+    calibration = None
+    if request.precisions != ("fp32",):
+        calibration = _calibration(request, spec, train)
+    return _Basis(
+        images=images, batches=batches, samples=samples, reference=reference, dataset=dataset, calibration=calibration
+    )
+
+
+def exact_count(spec: ImageInput) -> int:
+    """How many images are run in float64, which is slow: 256 small ones, fewer large ones, at least 16."""
+    return int(min(256, max(16, 2_400_000 // int(np.prod(spec.shape)))))
+
+
+def _made_count(spec: ImageInput) -> int:
+    return max(32, exact_count(spec) // 2)
+
+
+def _made_images(spec: ImageInput, count: int, seed: int) -> Iterable[np.ndarray]:
+    # somewhat larger than the input, so that resizing and cropping are part of what is judged
+    height, width = round(spec.height * 1.3) + 1, round(spec.width * 1.15) + 2
+    channels = spec.channels if spec.color == "bands" else 3
+    return natural_images(count, height, width, channels, seed)
+
+
+def _data(
+    request: Request, model: Model, show: Progress, note: Callable[[str], None]
+) -> tuple[Dataset, Dataset]:
+    """The training split (for calibration) and the validation split, divided as they were at training."""
+    divided = model.provenance.get("data") or {}
+    val_share = request.val_share if request.val_share is not None else float(divided.get("val_share", 0.2))
+    seed = request.split_seed if request.split_seed is not None else int(divided.get("split_seed", 0))
+    splits = open_data(request.data or "", task=model.task.name, val_share=val_share, seed=seed)
+    train, val = splits.train.relabelled(model.labels), splits.val.relabelled(model.labels)
+    known = divided.get("fingerprint")
+    if known and known not in (val.fingerprint(), train.fingerprint(), splits.val.fingerprint(), splits.train.fingerprint()):
+        note("the data are not those that the checkpoint was trained on: some judged images may have been learnt from")
+    if request.max_samples is not None and request.max_samples < len(val):
+        order = np.random.default_rng(0).permutation(len(val))[: request.max_samples]
+        val = val.subset(sorted(order.tolist()))
+    with show("reading images", len(val)) as update:
+        val = audit(val, progress=lambda done, total: update(done))
+    for fault in val.faults[:5]:
+        note(f"left out: {fault.reason}")
+    if len(val.faults) > 5:
+        note(f"left out: {len(val.faults) - 5} more unreadable images")
+    return train, val
+
+
+def _calibration(request: Request, spec: ImageInput, train: Dataset | None) -> Calibration:
+    if train is None:
+        images: list[Source] = list(_made_images(spec, min(request.calibration, 64), seed=2))
+        source = f"{len(images)} made images of natural statistics"
+    else:
+        order = np.random.default_rng(CALIBRATION_SEED).permutation(len(train))
+        picked: list[Sample] = []
+        chosen = train.subset(order[: request.calibration].tolist())
+        picked.extend(_readable(chosen))
+        if not picked:
+            raise DataError(f"{train.root}: none of {len(chosen)} training images can be read, so int8 cannot be calibrated")
+        images = [s.image for s in picked]
+        source = f"{len(images)} images of the {train.source}"
+    return Calibration(tensors=np.concatenate(list(tensor_batches(images, spec))), source=source)
+
+
+def _readable(data: Dataset) -> list[Sample]:
+    # a class may well be absent from a draw of a hundred images, so only unreadable files are left out here
+    from zoo.data.splitting import _fault
+
+    return [sample for sample in data if not _fault(sample)]
+
+
+def _exact(reference: TorchReference, tensors: np.ndarray, note: Callable[[str], None]) -> dict[str, np.ndarray] | None:
+    try:
+        return reference.exact(tensors)
+    except (RuntimeError, TypeError) as error:
+        note(f"the network does not run in float64 ({str(error).splitlines()[0][:120]}): numbers are judged by their spread alone")
+        return None
+
+
+def _need_finite(outputs: Mapping[str, np.ndarray], origin: str) -> None:
+    for name, value in outputs.items():
+        if not np.isfinite(value).all():
+            raise ExportError(f"PyTorch's own output '{name}' is not finite on the {origin}: the checkpoint is broken, train it again")
+
+
+# -- making and judging ----------------------------------------------------------------------------------------
+
+
+def _make(
+    plan: _Plan,
+    request: Request,
+    source: Artifact,
+    folder: Path,
+    work: Path,
+    cache: dict[str, Artifact],
+    basis: _Basis,
+    runtime: Runtime,
+    threads: int,
+    statements: list[str],
+) -> _Made:
+    base = source
+    for exporter in plan.before:
+        last = exporter is plan.before[-1] and plan.convert is None
+        if exporter.name not in cache or last:
+            place = folder if last else work
+            # the pass reads what was already made for fp32, where that was asked for
+            cache[exporter.name] = exporter.resolve()(base, place / f"model.{base.precision}.{exporter.writes}", {})
+        base = cache[exporter.name]
+    if plan.convert is None:
+        return _judge(base, request, basis, runtime, threads)
+    convert = plan.convert.resolve()
+    calibration = basis.calibration
+    assert calibration is not None
+    kept: tuple[str, ...] = ()
+    ranked: list[Any] | None = None
+    for turn in range(FALLBACK_ROUNDS + 1):
+        artifact = _convert(plan, convert, base, folder, work, replace(calibration, keep_float=kept))
+        made = _judge(artifact, request, basis, runtime, threads)
+        hurt = [f for f in made.report.findings if f.verdict == FAIL and f.gate in ("numbers", "accuracy")]
+        if not hurt or turn == FALLBACK_ROUNDS or not hasattr(convert, "sensitivity"):
+            break
+        if ranked is None:
+            ranked = convert.sensitivity(base, calibration)
+        count = 2**turn
+        if count >= len(ranked):
+            break
+        kept = tuple(s.node for s in ranked[:count])
+    if kept and ranked is not None:
+        worst = [
+            {"layer": s.module or s.node, "sqnr_db": round(s.sqnr_db, 1) if np.isfinite(s.sqnr_db) else None}
+            for s in ranked[: len(kept)]
+        ]
+        notes = {**made.artifact.notes, "float_because_they_hurt": worst}
+        made.artifact = replace(made.artifact, notes=notes)
+        made.report = replace(made.report, notes=notes)
+        shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
+        statements.append(f"{plan.precision}: {len(worst)} layers went back to float because a gate failed without: {shown}.")
+    return made
+
+
+def _convert(
+    plan: _Plan, convert: Callable[..., Artifact], base: Artifact, folder: Path, work: Path, calibration: Calibration
+) -> Artifact:
+    place = work if plan.after else folder
+    found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
+    for exporter in plan.after:
+        place = folder if exporter is plan.after[-1] else work
+        found = exporter.resolve()(found, place / f"model.{plan.precision}.{exporter.writes}", {})
+    return found
+
+
+def _judge(artifact: Artifact, request: Request, basis: _Basis, runtime: Runtime, threads: int) -> _Made:
+    assert artifact.path is not None
+    session: Session = runtime.resolve()(artifact.path, threads=threads)
+    try:
+        outputs = collect(session.run, basis.batches)
+    except Exception as error:  # each runtime has exceptions of its own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"the {artifact.precision} artefact does not run in {runtime.name}: {line[:300]}") from error
+    candidate = Candidate(
+        name=artifact.precision,
+        precision=artifact.precision,
+        outputs=outputs,
+        call=session.run,
+        device=session.device,
+        tolerances=bounds(artifact.task, artifact.precision, max_drop=request.max_drop),
+    )
+    findings = get_registry().verify(candidate, basis.reference, basis.samples)
+    half = artifact.task.resolve()()
+    flips = find_flips(candidate, basis.reference, basis.samples, half, lambda index: basis.images[index])
+    failed = any(f.verdict == FAIL for f in findings)
+    report = ArtifactReport(
+        name=artifact.precision,
+        precision=artifact.precision,
+        format=artifact.format,
+        findings=findings,
+        bytes=artifact.path.stat().st_size,
+        device=session.device,
+        waived=request.waive if failed else "",
+        notes=artifact.notes,
+    )
+    return _Made(artifact=artifact, session=session, report=report, flips=flips)
+
+
+# -- the bundle ------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    request: Request,
+    model: Model,
+    torch_ref: TorchReference,
+    basis: _Basis,
+    made: Sequence[_Made],
+    statements: Sequence[str],
+    folder: Path,
+) -> Outcome:
+    facts = machine()
+    report = Report(
+        subject=request.out.name,
+        reference=basis.reference.name,
+        samples=basis.samples.source,
+        artifacts=[m.report for m in made],
+        machine=facts,
+        flips=[flip for m in made for flip in m.flips],
+        statements=statements,
+    )
+    kept = [m for m in made if m.report.verdict != FAIL or m.report.waived]
+    for one in made:
+        if one not in kept and one.artifact.path is not None:
+            one.artifact.path.unlink()
+    if not kept:
+        return Outcome(bundle=None, report=report, report_path=request.out, manifest={})
+    half = model.task.resolve()()
+    golden = make_golden(
+        folder, model.input, _golden_images(basis), {m.report.name: m.session for m in kept}, half, model.labels
+    )
+    _store_reference(folder, basis, torch_ref)
+    report.write(folder)
+    manifest = _manifest(request, model, basis, kept, report, golden, folder)
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    validate(manifest, folder)
+    dump_json(folder / MANIFEST, manifest)
+    # what a device will replay is replayed here first
+    with open_bundle(folder) as bundle:
+        broken = [stage for stage in selftest(bundle) if not stage]
+    if broken:
+        raise GateFailed(f"the finished bundle fails its own self-test at {broken[-1].stage}: {broken[-1].message}")
+    return Outcome(bundle=request.out, report=report, report_path=request.out / "report.html", manifest=manifest)
+
+
+def _golden_images(basis: _Basis) -> list[tuple[str, Source]]:
+    """A few judged images, of different classes where there are classes."""
+    indices = range(len(basis.images))
+    if basis.samples.targets is not None:
+        first: dict[Any, int] = {}
+        for index, target in enumerate(basis.samples.targets):
+            first.setdefault(target, index)
+        indices = list(first.values())  # type: ignore[assignment]
+    step = max(1, len(indices) // GOLDEN_IMAGES)
+    return [(basis.samples.ids[i], basis.images[i]) for i in list(indices)[::step][:GOLDEN_IMAGES]]
+
+
+def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> None:
+    with np.load(folder / "golden.npz", allow_pickle=False) as archive:
+        tensors = archive["tensors"]
+    count = min(STORED_SAMPLES, len(basis.images)) if basis.dataset is not None else 0
+    exact = basis.reference.exact or {}
+    save_reference(
+        folder,
+        StoredReference(
+            name=basis.reference.name,
+            ids=basis.samples.ids[:count],
+            digests=tuple(s.digest() for s in list(basis.dataset or ())[:count]),
+            targets=np.asarray(basis.samples.targets[:count]) if basis.samples.targets is not None else None,
+            outputs={name: value[:count] for name, value in basis.reference.outputs.items()},
+            exact={name: value[:count] for name, value in exact.items()},
+            golden_outputs=torch_ref.run(tensors),
+            golden_exact=torch_ref.exact(tensors) if exact else {},
+        ),
+    )
+
+
+def _status(report: ArtifactReport) -> str:
+    """``verified`` only where every gate passed; everything else was built and is not more than that."""
+    return "verified" if report.findings and all(f.verdict == PASS for f in report.findings) else "built"
+
+
+def _manifest(
+    request: Request,
+    model: Model,
+    basis: _Basis,
+    kept: Sequence[_Made],
+    report: Report,
+    golden: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    c, h, w = model.input.shape
+    artifacts = []
+    for one in kept:
+        assert one.artifact.path is not None
+        status = _status(one.report)
+        artifacts.append(
+            {
+                "name": one.report.name,
+                "format": one.artifact.format,
+                "precision": one.artifact.precision,
+                "file": one.artifact.path.relative_to(folder).as_posix(),
+                "status": status,
+                "verified_on": one.session.device if status == "verified" else "",
+                "gates": one.report.gates(),
+                "notes": dict(one.artifact.notes),
+            }
+        )
+    data = None
+    if basis.dataset is not None:
+        data = {
+            "name": basis.dataset.root.name,
+            "format": basis.dataset.format,
+            "split": basis.dataset.split,
+            "images": len(basis.dataset),
+            "left_out": len(basis.dataset.faults),
+            "fingerprint": basis.dataset.fingerprint(),
+        }
+    provenance = dict(model.provenance)
+    licences = provenance.pop("licences", [])
+    return {
+        "schema": SCHEMA,
+        "name": request.out.name,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "task": model.task.name,
+        "architecture": model.architecture.name,
+        "input": model.input.to_dict(),
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", c, h, w]}],
+        "outputs": [
+            {"name": name, "dtype": str(value.dtype), "shape": ["batch", *value.shape[1:]]}
+            for name, value in ((n, basis.reference.outputs[n]) for n in model.task.outputs)
+        ],
+        "labels": list(model.labels),
+        "default": _default(artifacts),
+        "artifacts": artifacts,
+        "waived": {m.report.name: m.report.waived for m in kept if m.report.waived},
+        "golden": dict(golden),
+        "parity": {
+            "report": "parity.json",
+            "page": "report.html",
+            "reference": report.reference,
+            "samples": report.samples,
+            "statements": list(report.statements),
+        },
+        "data": data,
+        "provenance": provenance,
+        "licences": licences,
+        "versions": {"edgezoo": __version__, **versions(("zoo-export", "torch", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numpy", "pillow"))},
+        "machine": dict(report.machine),
+        "files": {},
+    }
+
+
+def _default(artifacts: Sequence[Mapping[str, Any]]) -> str:
+    """The first verified fp32 artefact, else the first verified one, else the first."""
+    ranked = sorted(artifacts, key=lambda a: (a["status"] != "verified", a["precision"] != "fp32"))
+    return str(ranked[0]["name"])
+
