@@ -1,0 +1,271 @@
+"""Batches for training and validation: decoded once, augmented by a seed of (seed, epoch, image), whatever loads them.
+
+Validation goes through :mod:`zoo.inputs` as a device does. Training replaces its crop by a random one and ends in the
+same ``normalise``. What is drawn for an image depends on the run's seed, the epoch and the image alone, so that
+neither the number of loading threads nor a resumed run changes it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..data import Dataset
+from ..errors import DataError
+from ..inputs import ImageInput, normalise, read_image, resize
+
+__all__ = ["Augment", "Images", "Loader", "batches", "default_augment", "shuffled"]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How a training image is varied. All off is no variation: the image as a device sees it."""
+
+    crop: float = 1.0
+    """Smallest share of the image's area that a random crop keeps; 1 means no random crop."""
+    flip: bool = False
+    """Mirror left and right, half of the time."""
+    magnitude: int = 0
+    """Strength of RandAugment's two operations, 0 (off) to 30; 9 is the usual one."""
+
+    def __bool__(self) -> bool:
+        return self.crop < 1.0 or self.flip or self.magnitude > 0
+
+    def __call__(self, image: Image.Image | np.ndarray, spec: ImageInput, rng: np.random.Generator) -> Image.Image | np.ndarray:
+        """An image of :func:`zoo.inputs.read_image` to one of ``spec.width x spec.height``, 8 bits."""
+        if self.crop < 1.0:
+            width, height = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+            image = _resize_box(image, _random_box(width, height, spec, self.crop, rng), spec)
+        else:
+            image = resize(image, spec)
+        if self.flip and rng.random() < 0.5:
+            image = np.ascontiguousarray(image[:, ::-1]) if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.magnitude:
+            if not isinstance(image, Image.Image) or image.mode not in ("L", "RGB"):
+                raise DataError("RandAugment knows grey and RGB images only: leave out --randaugment")
+            image = _rand_augment(image, self.magnitude, spec, rng)
+        return image
+
+
+def default_augment(data: Dataset, spec: ImageInput) -> Augment:
+    """Random crops and mirroring for photos; nothing for glyphs (idx files, small grey images), whose sense both may change."""
+    if data.format == "idx" or (spec.channels == 1 and max(spec.height, spec.width) <= 64):
+        return Augment()
+    return Augment(crop=0.35, flip=True)
+
+
+def _random_box(width: int, height: int, spec: ImageInput, least: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A random crop as in Szegedy et al. 2015 (arXiv:1409.4842): area ``least``..1, aspect 3/4..4/3 of the input's."""
+    area = width * height
+    aspect = spec.width / spec.height
+    for _ in range(10):
+        wanted = area * rng.uniform(least, 1.0)
+        ratio = aspect * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(wanted * ratio)), round(math.sqrt(wanted / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return (left, top, left + w, top + h)
+    w, h = min(width, round(height * aspect)) or 1, min(height, round(width / aspect)) or 1
+    left, top = (width - w) // 2, (height - h) // 2
+    return (left, top, left + w, top + h)
+
+
+def _resize_box(image: Image.Image | np.ndarray, box: tuple[float, float, float, float], spec: ImageInput) -> Image.Image | np.ndarray:
+    if isinstance(image, np.ndarray):
+        bands = [_resize_box(Image.fromarray(np.ascontiguousarray(image[:, :, c])), box, spec) for c in range(image.shape[2])]
+        return np.stack([np.asarray(band) for band in bands], axis=2)
+    return image.resize((spec.width, spec.height), _FILTERS[spec.interpolation], box=box)
+
+
+# Cubuk et al. 2020, arXiv:1909.13719: operations and ranges; the magnitude runs over 0..30 as in torchvision.
+_OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
+    "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+
+
+def _rand_augment(image: Image.Image, magnitude: int, spec: ImageInput, rng: np.random.Generator) -> Image.Image:
+    share = magnitude / 30.0
+    fill = [round(255 * m) for m in spec.mean]
+    for name in rng.choice(_OPERATIONS, size=2):
+        sign = 1.0 if rng.random() < 0.5 else -1.0
+        if name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"):
+            angle, move, shear = 0.0, [0, 0], [0.0, 0.0]
+            axis = 0 if name.endswith("_x") else 1
+            if name == "rotate":
+                angle = sign * 30.0 * share
+            elif name.startswith("shear"):
+                shear[axis] = math.degrees(math.atan(sign * 0.3 * share))
+            else:
+                move[axis] = round(sign * share * 150.0 / 331.0 * image.size[axis])
+            image = F.affine(image, angle=angle, translate=move, scale=1.0, shear=shear, interpolation=F.InterpolationMode.BILINEAR, fill=fill)
+        elif name == "posterize":
+            image = F.posterize(image, 8 - round(4 * share))
+        elif name == "solarize":
+            image = F.solarize(image, 255.0 * (1.0 - share))
+        elif name == "autocontrast":
+            image = F.autocontrast(image)
+        elif name == "equalize":
+            image = F.equalize(image)
+        elif name in ("brightness", "color", "contrast", "sharpness"):
+            if name == "color" and image.mode == "L":
+                continue
+            change = {"brightness": F.adjust_brightness, "color": F.adjust_saturation, "contrast": F.adjust_contrast, "sharpness": F.adjust_sharpness}
+            image = change[name](image, 1.0 + sign * 0.9 * share)
+    return image
+
+
+class Images:
+    """The images of a data set for one network input, kept in memory while they fit in ``budget_bytes``.
+
+    Without augmentation the resized 8-bit pixels are kept, else the decoded ones: a photo is decoded once a run.
+    Safe to call from several threads.
+    """
+
+    def __init__(self, data: Dataset, spec: ImageInput, augment: Augment | None = None, *, budget_bytes: int = 1 << 30) -> None:
+        self.data, self.spec, self.augment = data, spec, augment or Augment()
+        self._budget = budget_bytes
+        self._decoded: dict[int, Image.Image | np.ndarray] = {}
+        size = len(data) * spec.height * spec.width * spec.channels
+        self.compact = not self.augment and size <= budget_bytes
+        """Whether batches are cut out of one array, which costs so little that no thread has to do it ahead."""
+        self._pixels: np.ndarray | None = None
+        if self.compact:
+            self._pixels = np.empty((len(data), spec.height, spec.width, spec.channels), np.uint8)
+            self._filled = np.zeros(len(data), bool)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> np.ndarray:
+        """(n, C, H, W) float32 of the images at ``indices``; ``seed`` and ``epoch`` are those of the augmentation.
+
+        Raises ImageError naming the image that cannot be read.
+        """
+        at = np.asarray(indices)
+        if self._pixels is not None:
+            for i in at[~self._filled[at]]:
+                self._pixels[i] = _hwc(resize(self._read(int(i)), self.spec))
+                self._filled[i] = True
+            pixels = self._pixels[at]
+        else:
+            pixels = np.empty((len(at), self.spec.height, self.spec.width, self.spec.channels), np.uint8)
+            for row, i in enumerate(at):
+                image = self._decode(int(i))
+                if self.augment:
+                    image = self.augment(image, self.spec, np.random.default_rng((seed, epoch, int(i))))
+                else:
+                    image = resize(image, self.spec)
+                pixels[row] = _hwc(image)
+        # one call for the whole batch: (n, H, W, C) read as one tall image
+        n, h, w, c = pixels.shape
+        out = np.empty((c, n * h, w), np.float32)
+        normalise(pixels.reshape(n * h, w, c), self.spec, out)
+        return out.reshape(c, n, h, w).transpose(1, 0, 2, 3)
+
+    def targets(self, indices: Sequence[int]) -> list[Any]:
+        return [self.data[i].target for i in indices]
+
+    def _read(self, index: int) -> Image.Image | np.ndarray:
+        return read_image(self.data[index].image, self.spec, self.data[index].id)
+
+    def _decode(self, index: int) -> Image.Image | np.ndarray:
+        found = self._decoded.get(index)
+        if found is None:
+            found = self._read(index)
+            size = found.nbytes if isinstance(found, np.ndarray) else found.width * found.height * len(found.getbands())
+            if size <= self._budget:
+                self._budget -= size
+                self._decoded[index] = found
+        return found
+
+
+def _hwc(image: Image.Image | np.ndarray) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def batches(order: Sequence[int], size: int) -> list[list[int]]:
+    """Cut into batches of ``size``; a single image left over joins the last batch, since BatchNorm cannot learn from one."""
+    cut = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        cut[-2:] = [cut[-2] + cut[-1]]
+    return cut
+
+
+def shuffled(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
+    """The order of an epoch, this rank's share of it; filled up from the front so that every rank has as many."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    if world > 1:
+        order = np.resize(order, -(-count // world) * world)[rank::world]
+    return [int(i) for i in order]
+
+
+class Loader:
+    """Batches (inputs, targets), made ahead by threads: Pillow and numpy let go of the interpreter while they work.
+
+    ``plan(epoch)`` gives the batches' indices, ``make(indices, epoch)`` one batch, ``epoch()`` the epoch when the
+    iteration starts. Threads rather than processes: the decoded images are shared, and nothing is forked after
+    torch and ONNX Runtime have started threads of their own.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[int], list[list[int]]],
+        make: Callable[[list[int], int], tuple[Tensor, Tensor]],
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+        workers: int = 0,
+    ) -> None:
+        self._plan, self._make, self._epoch, self._workers = plan, make, epoch, workers
+        self._length = len(plan(0))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self._epoch()
+        plan = self._plan(epoch)
+        if not self._workers:
+            for indices in plan:
+                yield self._make(indices, epoch)
+            return
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zoo-loader")
+        try:
+            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            for indices in plan:
+                ahead.append(pool.submit(self._make, indices, epoch))
+                if len(ahead) > self._workers + 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Without a copy; the caller gives the array away."""
+    return torch.from_numpy(array)
