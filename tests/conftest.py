@@ -115,3 +115,139 @@ def _tiny_bundle_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(_tiny_bundle_made: Path, tmp_path: Path) -> Path:
     """A fresh copy of a small, good bundle folder: break it as you like."""
     return Path(shutil.copytree(_tiny_bundle_made, tmp_path / "tiny"))
+
+
+# -- trained networks: small, quick, and with signal -------------------------------------------------------------
+
+DIGITS_VAL_SHARE = 0.4
+"""Leaves some 360 images to judge by: the accuracy gate needs about 330 to rule out a drop of half a point."""
+
+
+def _write_digits(folder: Path, coloured: bool) -> Path:
+    """The digits 0 to 4 that scikit-learn carries as PNG files, one folder a class, in sizes that really resize.
+
+    Coloured: ink is red or blue and the class says which, so that a network must see colours.
+    """
+    import numpy as np
+    from PIL import Image
+
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits(n_class=5)
+    draw = np.random.default_rng(0)
+    for index, (ink, target) in enumerate(zip(digits.images / 16.0, digits.target, strict=True)):
+        red = bool(draw.integers(2))
+        name = f"{target} {'red' if red else 'blue'}" if coloured else str(target)
+        if coloured:
+            paper = draw.uniform(20, 60, size=(1, 1, 3))
+            colour = np.asarray([220.0, 60.0, 50.0] if red else [50.0, 60.0, 220.0])
+            pixels = paper * (1 - ink[:, :, None]) + colour * ink[:, :, None]
+        else:
+            pixels = 255 * ink
+        image = Image.fromarray(pixels.round().astype(np.uint8))
+        image = image.resize((int(draw.integers(36, 60)), int(draw.integers(40, 64))), Image.Resampling.BICUBIC)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        image.save(folder / name / f"{index:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grey_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-per-folder data set: 901 grey digits of 5 classes."""
+    return _write_digits(tmp_path_factory.mktemp("grey") / "digits", coloured=False)
+
+
+@pytest.fixture(scope="session")
+def coloured_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-per-folder data set: 901 coloured digits of 10 classes."""
+    return _write_digits(tmp_path_factory.mktemp("coloured") / "digits", coloured=True)
+
+
+def _train(source: str, data: Path, folder: Path, *, epochs: int) -> Path:
+    """Train every weight of an architecture for a few seconds, and leave a checkpoint folder."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from zoo.data import open_data
+    from zoo.inputs import preprocess_batch
+    from zoo.train.models import open_model, save_checkpoint
+
+    splits = open_data(data, val_share=DIGITS_VAL_SHARE, seed=0)
+    torch.manual_seed(0)
+    model = open_model(source, weights="none", labels=splits.labels)
+    images = torch.from_numpy(preprocess_batch([s.image for s in splits.train], model.input))
+    targets = torch.tensor(splits.train.targets)
+    network = model.network.train()
+    steps = epochs * (len(images) // 32)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pick = torch.randint(len(images), (32,), generator=order)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(network(images[pick]), targets[pick]).backward()
+        optimiser.step()
+        schedule.step()
+    network.eval()
+    divided = {"val_share": DIGITS_VAL_SHARE, "split_seed": 0, "fingerprint": splits.train.fingerprint()}
+    save_checkpoint(folder, model, metrics={}, data=divided, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lenet_checkpoint(grey_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeNet that reads the grey digits."""
+    return _train("lenet5", grey_digits, tmp_path_factory.mktemp("lenet") / "lenet", epochs=6)
+
+
+@pytest.fixture(scope="session")
+def colournet() -> str:
+    """Name of a small convolutional network with batch norm and colour input, registered for this process only."""
+    import types
+
+    from zoo.registry import get_registry
+    from zoo.specs import Architecture, ImageInput
+
+    spec = Architecture(
+        name="test-colournet",
+        summary="Three convolutions with batch norm, for tests",
+        task="classify",
+        input=ImageInput(height=32, width=32, resize="shortest", crop=0.875),
+        head="head",
+        load="zoo_test_colournet:build",
+    )
+
+    def build(*, num_classes: int, in_channels: int) -> object:
+        from torch import nn
+
+        def block(before: int, after: int) -> list[nn.Module]:
+            return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+        class ColourNet(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.features = nn.Sequential(
+                    *block(in_channels, 8), nn.MaxPool2d(2), *block(8, 16), nn.MaxPool2d(2), *block(16, 32), nn.MaxPool2d(2)
+                )
+                self.head = nn.Linear(32 * 4 * 4, num_classes)
+
+            def forward(self, x):  # type: ignore[no-untyped-def]
+                return self.head(self.features(x).flatten(1))
+
+        return ColourNet()
+
+    registry = get_registry()
+    if spec.name not in registry.names(Architecture):
+        module = types.ModuleType("zoo_test_colournet")
+        module.build = build  # type: ignore[attr-defined]
+        module.zoo_register = lambda: [spec]  # type: ignore[attr-defined]
+        sys.modules[module.__name__] = module
+        plugin = registry.add("test-colournet", module, "tests", "0")
+        assert not plugin.error, plugin.error
+        if spec.name not in registry.names(Architecture):  # zoo_register needs the marker that the real ones carry
+            registry._file(spec, plugin)
+    return spec.name
+
+
+@pytest.fixture(scope="session")
+def colournet_checkpoint(colournet: str, coloured_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour network, trained on the coloured digits."""
+    return _train(colournet, coloured_digits, tmp_path_factory.mktemp("colournet") / "colournet", epochs=8)

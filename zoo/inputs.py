@@ -87,7 +87,7 @@ def read_image(source: Source, spec: ImageInput, name: str = "") -> Image.Image 
         raise ImageError(f"{name}: larger than {Image.MAX_IMAGE_PIXELS} pixels: shrink or tile it first") from None
     except UnidentifiedImageError:
         size = (
-            Path(name).stat().st_size
+            Path(source).stat().st_size
             if isinstance(source, (str, os.PathLike))
             else len(data.getbuffer())
             if isinstance(data, io.BytesIO)

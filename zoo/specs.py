@@ -108,7 +108,7 @@ class Weights:
 
     name: str
     uri: str
-    """What ``zoo_open_weights`` turns into a file: ``https://…``, ``hf:owner/repo``, or a plugin's own scheme."""
+    """What ``zoo_open_weights`` turns into a file: ``https://…``, or a plugin's own scheme."""
     input: ImageInput | None = None
     """The weights' own preprocessing; None means the architecture's."""
     num_classes: int = 1000

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -25,7 +24,7 @@ from ..data import Dataset
 from ..errors import DataError
 from ..inputs import ImageInput, normalise, read_image, resize
 
-__all__ = ["Augment", "Images", "Loader", "batches", "default_augment", "shuffled"]
+__all__ = ["Augment", "Images", "Loader", "batches", "cores", "default_augment", "shuffled"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -177,9 +176,9 @@ class Images:
                 pixels[row] = _hwc(image)
         # one call for the whole batch: (n, H, W, C) read as one tall image
         n, h, w, c = pixels.shape
-        out = np.empty((c, n * h, w), np.float32)
-        normalise(pixels.reshape(n * h, w, c), self.spec, out)
-        return out.reshape(c, n, h, w).transpose(1, 0, 2, 3)
+        planes = normalise(pixels.reshape(n * h, w, c), self.spec, np.empty((c, n * h, w), np.float32))
+        tensor: np.ndarray = planes.reshape(c, n, h, w).transpose(1, 0, 2, 3)
+        return tensor
 
     def targets(self, indices: Sequence[int]) -> list[Any]:
         return [self.data[i].target for i in indices]
@@ -265,7 +264,3 @@ def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """Without a copy; the caller gives the array away."""
-    return torch.from_numpy(array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import inspect
 import json
 import os
 import sys
@@ -192,7 +193,7 @@ def save_checkpoint(
                 "schema": SCHEMA,
                 "architecture": model.architecture.name,
                 "task": model.task.name,
-                "options": model.options,
+                "options": {k: v for k, v in model.options.items() if k != "img_size"},
                 "labels": list(model.labels),
                 "input": model.input.to_dict(),
                 "weights": {"file": TENSORS, "sha256": sha256_file(beside / TENSORS)},
@@ -258,8 +259,11 @@ def _build(
     provenance: Mapping[str, Any],
 ) -> Model:
     task = get_registry().get(Task, architecture.task)
-    merged = {**architecture.options, **options}
     build = architecture.resolve()
+    size = (recipe.height, recipe.width)
+    if size != (architecture.input.height, architecture.input.width) and "img_size" in inspect.signature(build).parameters:
+        options = {**options, "img_size": size}  # for networks whose weights depend on it
+    merged = {**architecture.options, **options}
     try:
         network = build(num_classes=len(labels), in_channels=recipe.channels, **merged)
     except Exception as error:  # a stranger's code

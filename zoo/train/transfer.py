@@ -73,12 +73,12 @@ def layer_groups(network: nn.Module, head: nn.Module, count: int = 4) -> list[li
         parts[:2] = [parts[0] + parts[1]]  # class tokens and position embeddings stand at the very front
     total = sum(p.numel() for part in parts for p in part)
     groups: list[list[nn.Parameter]] = []
-    done = 0
-    for index, part in enumerate(parts):
+    done, last = 0, -1
+    for part in parts:
         # the group that the middle of the block falls into
         wanted = min(count - 1, int(count * (done + 0.5 * sum(p.numel() for p in part)) / max(1, total)))
         done += sum(p.numel() for p in part)
-        if index and wanted == last:
+        if wanted == last:
             groups[-1].extend(part)
         else:
             groups.append(list(part))
@@ -101,10 +101,9 @@ def set_trainable(network: nn.Module, groups: Sequence[Sequence[nn.Parameter]], 
             parameter.requires_grad_(index < open_groups)
     network.train()
     for module in network.modules():
-        own = _own(module)
-        if isinstance(module, _BatchNorm) and (keep_statistics or not any(p.requires_grad for p in own)):
-            module.eval()
-        elif module is not network and any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters()):
+        learns = [p.requires_grad for p in module.parameters()]
+        frozen = bool(learns) and not any(learns) and module is not network
+        if frozen or (keep_statistics and isinstance(module, _BatchNorm)):
             module.eval()
 
 

@@ -1,0 +1,174 @@
+"""The conformance kit for architectures: what every network of the zoo must do, whoever brings it."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ..artifacts import Artifact
+from ..discovery import find_entry_points
+from ..hookspecs import GROUP
+from ..parity import Candidate, Reference, Samples
+from ..registry import absent, get_registry
+from ..specs import Architecture, Exporter, Runtime, Task, resolve
+from .signal import carries_signal, give_signal, probe
+
+__all__ = ["ArchitectureTests"]
+
+
+class ArchitectureTests:
+    """Subclass it with the name of your architecture, in a class whose own name starts with ``Test``.
+
+    ``size`` and ``options`` make a large network quick to test: the input's height and width in pixels, and
+    keyword arguments for its ``build``. ``parameters`` of the record is checked without them.
+    """
+
+    name: ClassVar[str]
+    size: ClassVar[int | None] = None
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture
+    def record(self) -> Architecture:
+        return get_registry().get(Architecture, self.name)
+
+    def build(self, record: Architecture, classes: int, channels: int, **options: Any) -> nn.Module:
+        """The network with seeded random weights, in eval mode."""
+        torch.manual_seed(0)
+        build = record.resolve()
+        network = build(num_classes=classes, in_channels=channels, **{**record.options, **self.options, **options})
+        assert isinstance(network, nn.Module), f"build gave a {type(network).__name__}, not a torch.nn.Module"
+        return network.eval()
+
+    def images(self, record: Architecture, count: int, channels: int | None = None) -> torch.Tensor:
+        """(count, C, H, W) float32: natural statistics, preprocessed as the record says."""
+        spec = record.input.with_size(self.size) if self.size else record.input
+        return probe(spec.with_channels(channels or spec.channels), count)
+
+    def test_the_record_is_whole(self, record: Architecture) -> None:
+        assert record.name == self.name, f"'{self.name}' is a short name of {record.name}: test it by its own"
+        assert record.summary, "a line of summary is what `zoo list` shows"
+        assert "\n" not in record.summary, "the summary is one line"
+        assert record.license, "the licence of the code goes into every bundle"
+        assert record.task in get_registry().names(Task)
+        assert callable(record.resolve())
+
+    def test_registering_imports_nothing_heavy(self, record: Architecture) -> None:
+        owner = get_registry().owner(Architecture, record.name)
+        entry = next((e for e in find_entry_points(GROUP) if e.name == owner.name), None)
+        if entry is None:
+            pytest.skip(f"plugin {owner.name} has no entry point: it is registered by hand")
+        code = (
+            f"import sys, importlib\nplugin = importlib.import_module({entry.value!r})\nlist(plugin.zoo_register())\n"
+            "print(*sorted({'torch', 'torchvision', 'timm', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "", f"{entry.value} imports {done.stdout.strip()}: `zoo list` would wait for it"
+
+    @pytest.mark.parametrize(("classes", "channels"), [(2, 3), (7, 1), (5, 4)])
+    def test_builds_for_any_classes_and_channels(self, record: Architecture, classes: int, channels: int) -> None:
+        network = self.build(record, classes, channels)
+        with torch.inference_mode():
+            logits = network(self.images(record, 2, channels))
+        assert tuple(logits.shape) == (2, classes), f"gives {tuple(logits.shape)} for 2 images and {classes} classes"
+        assert logits.dtype == torch.float32
+        assert bool(torch.isfinite(logits).all())
+
+    def test_only_the_head_depends_on_the_classes(self, record: Architecture) -> None:
+        """Transfer learning keeps everything but the head: so everything else must keep its name and its shape."""
+        small = self.build(record, 3, record.input.channels).state_dict()
+        large = self.build(record, 11, record.input.channels).state_dict()
+        heads = tuple(record.head.split(","))
+        differing = {k for k in {*small, *large} if k not in small or k not in large or small[k].shape != large[k].shape}
+        outside = sorted(k for k in differing if not any(k == h or k.startswith(h + ".") for h in heads))
+        assert differing, "nothing depends on the number of classes"
+        assert not outside, f"beside the head {record.head}, these depend on the number of classes: {', '.join(outside[:3])}"
+
+    def test_gradients_reach_every_parameter(self, record: Architecture) -> None:
+        network = self.build(record, 3, record.input.channels)
+        network(self.images(record, 2)).square().sum().backward()
+        without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, f"no gradient reaches {', '.join(without[:3])}"
+
+    def test_is_deterministic(self, record: Architecture) -> None:
+        one, two = (self.build(record, 3, record.input.channels) for _ in range(2))
+        images = self.images(record, 3)
+        with torch.inference_mode():
+            first, second, again = one(images), two(images), one(images)
+        assert torch.equal(first, again), "two evaluations of one network differ: is something random in eval mode?"
+        assert torch.equal(first, second), "the same seed builds different networks: draw from torch's own generator"
+
+    def test_images_of_a_batch_do_not_meet(self, record: Architecture) -> None:
+        network = give_signal(self.build(record, 3, record.input.channels), self._spec(record))
+        images = self.images(record, 3)
+        with torch.inference_mode():
+            together, alone = network(images), network(images[:1])
+        spread = float(together.std()) + 1e-12
+        difference = float((together[:1] - alone).abs().max()) / spread
+        assert difference < 1e-3, f"an image's answer changes by {difference:.2g} of the spread with its neighbours"
+
+    def test_the_published_size_is_right(self, record: Architecture) -> None:
+        if not record.parameters:
+            pytest.skip("the record does not state its parameters")
+        classes = record.weights[0].num_classes if record.weights else 10
+        network = record.resolve()(num_classes=classes, in_channels=record.input.channels, **record.options)
+        assert sum(p.numel() for p in network.parameters()) == record.parameters
+
+    def test_onnx_equals_pytorch(self, record: Architecture, tmp_path: Path) -> None:
+        """Exported with weights that carry signal; and a layer changed by 1 % must not pass for the same."""
+        exporters = [e for e in get_registry().specs(Exporter) if e.writes == "onnx"]
+        runtimes = [r for r in get_registry().runtimes("onnx") if not absent(r)]
+        if not exporters or absent(exporters[0]) or not runtimes:
+            pytest.skip("needs an ONNX exporter and a runtime: pip install 'edgezoo[edge,export]'")
+        task = get_registry().get(Task, record.task)
+        spec = self._spec(record)
+        network = give_signal(self.build(record, 10, spec.channels), spec)
+        deployable = resolve(task.trainer, f"task '{task.name}'")().deployable(network).eval()
+        source = Artifact(format="torch", precision="fp32", input=spec, task=task, module=deployable)
+        made = exporters[0].resolve()(source, tmp_path / "model.onnx", {})
+        session = _runtime(runtimes[0])(made.path, threads=1)
+        tensors = self.images(record, 6)
+        expected = _run(deployable, tensors, task)
+        assert carries_signal(expected[_deciding(task)]) > 0.05, "the answers hardly depend on the image: parity would be blind"
+        samples = Samples(
+            task=task, labels=tuple("0123456789"), ids=tuple("012345"), targets=None, source="seeded", tensors=tensors.numpy()
+        )
+        exact = _run(copy.deepcopy(deployable).double(), tensors.double(), task)
+        reference = Reference(name=f"PyTorch {torch.__version__}", outputs=expected, exact=exact)
+
+        def judge(outputs: Mapping[str, np.ndarray]) -> Any:
+            candidate = Candidate(name="fp32", precision="fp32", outputs=outputs, tolerances=task.tolerances["fp32"])
+            return next(f for f in get_registry().verify(candidate, reference, samples) if f.gate == "numbers")
+
+        parts = [session.run(tensors[:1].numpy()), session.run(tensors[1:].numpy())]
+        finding = judge({name: np.concatenate([p[name] for p in parts]) for name in task.outputs})
+        assert finding, finding.message
+        broken = copy.deepcopy(deployable)
+        with torch.no_grad():
+            weights = [m.weight for m in broken.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+            weights[len(weights) // 2].mul_(1.01)
+        assert not judge(_run(broken, tensors, task)), "a layer changed by 1 % was not noticed"
+
+    def _spec(self, record: Architecture) -> Any:
+        return record.input.with_size(self.size) if self.size else record.input
+
+
+def _runtime(spec: Runtime) -> Any:
+    return spec.resolve()
+
+
+def _deciding(task: Task) -> str:
+    return str(task.resolve()().deciding)
+
+
+def _run(module: nn.Module, tensors: torch.Tensor, task: Task) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        return {name: value.numpy() for name, value in zip(task.outputs, module(tensors), strict=True)}
