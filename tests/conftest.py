@@ -187,7 +187,7 @@ def _train(source: str, data: Path, folder: Path, *, epochs: int) -> Path:
         optimiser.step()
         schedule.step()
     network.eval()
-    divided = {"val_share": DIGITS_VAL_SHARE, "split_seed": 0, "fingerprint": splits.train.fingerprint()}
+    divided = {"val_share": DIGITS_VAL_SHARE, "split_seed": 0, "val": {"fingerprint": splits.val.fingerprint()}}
     save_checkpoint(folder, model, metrics={}, data=divided, seed=0)
     return folder
 

@@ -90,7 +90,8 @@ class StaticInt8:
         if len(kept) == len(layers):
             raise ExportError("no layer can be quantised: the network has none beside its classifier, or all are kept in float")
         quantised = _quantise(model, ranges, exclude=sorted({*head, *calibration.keep_float}))
-        save(clean(quantised), out)
+        onnx.checker.check_model(clean(quantised), full_check=True)
+        save(quantised, out)
         modules = read_modules(artifact)
         head_layers = [n for n in weighted_nodes(model) if n in head]
         return Artifact(
@@ -233,8 +234,9 @@ def _quantise(
             op_types_to_quantize=list(OPERATORS),
             extra_options={},
         )
-        quantised: onnx.ModelProto = quantizer.quantize_model()
-    return quantised
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()  # the quantiser appends its nodes at the end
+    return quantizer.model.model
 
 
 def _session(model: onnx.ModelProto) -> Any:

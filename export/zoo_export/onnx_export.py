@@ -126,7 +126,7 @@ def _module_path(node: onnx.NodeProto) -> str:
     for name in node.input[1:]:
         owner, _, kind = name.rpartition(".")
         if kind in ("weight", "bias") and owner:
-            return owner
+            return str(owner)
     for prop in node.metadata_props:
         if prop.key == "pkg.torch.onnx.name_scopes":
             scopes = re.findall(r"'([^']*)'", prop.value)

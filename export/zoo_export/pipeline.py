@@ -343,14 +343,16 @@ def _data(
     seed = request.split_seed if request.split_seed is not None else int(divided.get("split_seed", 0))
     splits = open_data(request.data or "", task=model.task.name, val_share=val_share, seed=seed)
     train, val = splits.train.relabelled(model.labels), splits.val.relabelled(model.labels)
-    known = divided.get("fingerprint")
-    if known and known not in (val.fingerprint(), train.fingerprint(), splits.val.fingerprint(), splits.train.fingerprint()):
-        note("the data are not those that the checkpoint was trained on: some judged images may have been learnt from")
     if request.max_samples is not None and request.max_samples < len(val):
         order = np.random.default_rng(0).permutation(len(val))[: request.max_samples]
         val = val.subset(sorted(order.tolist()))
     with show("reading images", len(val)) as update:
         val = audit(val, progress=lambda done, total: update(done))
+    known = (divided.get("val") or {}).get("fingerprint")
+    if known and request.max_samples is None and known != val.fingerprint():
+        note("warning: this is not the division of the data that the checkpoint was trained with: some judged images may have been learnt from")
+    for text in val.notes:
+        note(f"warning: {text}")
     for fault in val.faults[:5]:
         note(f"left out: {fault.reason}")
     if len(val.faults) > 5:

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+import torch
 
 from zoo.artifacts import Artifact
 from zoo.parity import Candidate, Reference, Samples

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-
-onnx = pytest.importorskip("onnx")
-torch = pytest.importorskip("torch")
-
+import torch
 from onnx import numpy_helper
 
 import zoo.inputs
@@ -233,7 +231,7 @@ FAULTS: dict[str, tuple[Callable[[Path, Good], None], str, str]] = {
     "resized 4 pixels too large before the crop": (set_input(crop=0.8), "fp32", "preprocess"),
     "squashed instead of cropped": (set_input(resize="squash"), "fp32", "preprocess"),
     "labels shifted by one": (shift_labels, "fp32", "decode"),
-    "exported in training mode": (in_training_mode, "fp32", "numbers"),
+    "exported in training mode": (in_training_mode, "fp32", "network"),  # an answer that depends on its neighbours
     "weights of one layer perturbed by 1 %": (perturb, "fp32", "numbers"),
     "softmax applied twice": (softmax_twice, "fp32", "numbers"),
     "batch axis frozen": (freeze_batch, "fp32", "network"),

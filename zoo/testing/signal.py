@@ -56,7 +56,8 @@ def give_signal(network: nn.Module, spec: ImageInput, seed: int = 0) -> nn.Modul
         if norms:
             _measure(network, norms, probe(spec, 16, seed))
         for norm in norms:
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.add_(normal(norm.running_mean, 0.1) * norm.running_var.sqrt())
             norm.running_var.mul_(normal(norm.running_var, 0.1, 1.0).clamp_(0.7, 1.4)).add_(1e-5)
     return network.eval()

@@ -25,7 +25,7 @@ from ..registry import get_registry
 from ..specs import Architecture, ImageInput, Task, Weights, resolve
 from .weights import State, class_count, fit, read_state
 
-__all__ = ["Model", "deployable", "find_checkpoint", "load_checkpoint", "open_model", "save_checkpoint"]
+__all__ = ["Model", "deployable", "find_checkpoint", "load_checkpoint", "open_model", "run_name", "save_checkpoint"]
 
 SCHEMA = 1
 RECORD = "checkpoint.json"
@@ -167,6 +167,15 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path | None:
     if looks_like_path:
         raise CheckpointError(f"{text}: no such checkpoint folder")
     return None
+
+
+def run_name(source: str) -> str:
+    """The architecture's own name for an architecture, an alias or a checkpoint: what a run is called by default.
+
+    Raises UnknownName, CheckpointError.
+    """
+    folder = find_checkpoint(source)
+    return get_registry().get(Architecture, source).name if folder is None else load_checkpoint(folder).architecture.name
 
 
 def deployable(model: Model) -> nn.Module:

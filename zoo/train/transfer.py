@@ -31,14 +31,18 @@ class Policy:
     groups: int
     gradual: bool
     """False trains everything from the first epoch, as weights that were never trained need it."""
+    head_first: int = 0
+    """Epochs in which the head learns alone, where it has not done so on cached features before."""
 
     def open_groups(self, epoch: int) -> int:
         """How many groups learn in ``epoch`` (from 0): one more of the backbone's at a time, all after 60 % of the run."""
         if not self.gradual:
             return self.groups
+        if epoch < self.head_first:
+            return 1
         backbone = self.groups - 1
-        steps = max(1, math.ceil(0.6 * self.epochs))
-        return 1 + min(backbone, math.ceil((epoch + 1) * backbone / steps))
+        steps = max(1, math.ceil(0.6 * self.epochs) - self.head_first)
+        return 1 + min(backbone, math.ceil((epoch + 1 - self.head_first) * backbone / steps))
 
 
 def layer_groups(network: nn.Module, head: nn.Module, count: int = 4) -> list[list[nn.Parameter]]:

@@ -1,0 +1,685 @@
+"""One fine-tuning run from data to checkpoint: settles what was left open, then the head, then the network.
+
+A run is a folder. ``run.json`` holds all that it depends on, so that ``resume`` needs nothing else; every file in it
+is written beside and renamed; and each step that a kill can interrupt either left its result or is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.tuner import Tuner
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from .. import __version__
+from ..data import Dataset, audit, open_data
+from ..errors import CheckpointError, DataError, OutputError, PluginError, ZooError
+from ..files import as_output_error, dump_json, write_bytes
+from ..registry import get_registry
+from ..specs import Architecture, resolve
+from ..tasks.classify import confusion_matrix
+from .data import Augment, Images, Loader, batches, cores, default_augment, shuffled
+from .engine import AtomicIO, Fitting, Half, Progress, Recipe, Record, fit, quiet, write_metrics
+from .evaluate import evaluate
+from .features import HeadOnly, compute, head_is_last, trunk
+from .models import find_checkpoint, load_checkpoint, open_model, save_checkpoint
+from .reporting import confusion_picture, curves_picture, write_report
+from .transfer import Policy, layer_groups
+
+__all__ = ["Options", "Summary", "finetune", "resume"]
+
+SCHEMA = 1
+RUN, STATE, HEAD, FEATURES = "run.json", "last.ckpt", "head", "features"
+FEATURE_BYTES = 2 << 30
+"""Features beyond this are not kept in memory; the head then learns with the frozen backbone in front of it."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All that a run depends on, JSON-ready. None and "" mean: settle it by the rule that the command's help states."""
+
+    source: str
+    data: str
+    format: str = ""
+    val_share: float = 0.2
+    weights: str = ""
+    channels: int | None = None
+    size: int | None = None
+    epochs: int | None = None
+    head_epochs: int | None = None
+    batch_size: int | str | None = None
+    lr: float | str | None = None
+    lr_decay: float = 0.5
+    weight_decay: float = 0.05
+    smoothing: float = 0.0
+    augment: bool | None = None
+    flip: bool | None = None
+    randaugment: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    balance: bool = False
+    patience: int = 0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: str = "1"
+    nodes: int = 1
+    workers: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run left. ``metrics`` are the best checkpoint's on the validation split, in float32."""
+
+    folder: Path
+    checkpoint: Path
+    report: Path
+    architecture: str
+    metric_name: str
+    metrics: dict[str, Any]
+    seconds: float
+    already_finished: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder), "checkpoint": str(self.checkpoint), "report": str(self.report)}
+
+
+def finetune(
+    options: Options, out: Path, *, overwrite: bool = False, say: Say = lambda text: None, progress: Progress | None = None
+) -> Summary | None:
+    """Fine-tune into the new folder ``out``. Returns None in the helper processes of a run on several devices.
+
+    Raises ZooError's kin: OutputError where ``out`` already holds something, DataError, CheckpointError,
+    UnknownName, and ZooError where the loss stops being a number. KeyboardInterrupt leaves a resumable folder.
+    """
+    out = Path(out)
+    if not _is_primary():
+        _wait_for(out / RUN)
+        return resume(out, say=lambda text: None)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            if (out / RUN).is_file():
+                raise OutputError(f"{out} already holds a run: go on with it by --resume {out}, or choose another --out, or --overwrite")
+            raise OutputError(f"{out} already holds something: choose another --out, or --overwrite")
+        if not (out / RUN).is_file():
+            raise OutputError(f"{out} holds something that is not a run, and --overwrite removes only runs: choose another --out")
+    # everything that can be wrong with the input is found out before anything is written
+    run = _Run(options, out, say, progress)
+    run.prepare()
+    try:
+        if out.is_dir() and overwrite:
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise as_output_error(error, out) from error
+    run.settle()
+    run.write("running")
+    return run.train()
+
+
+def resume(out: Path, *, say: Say = lambda text: None, progress: Progress | None = None) -> Summary | None:
+    """Go on with the run in ``out``; the result is that of a run which was never stopped. A finished one is left alone.
+
+    Raises CheckpointError where ``out`` holds no run, DataError where its data has changed since.
+    """
+    out = Path(out)
+    record = _read_run(out)
+    if record["state"] == "finished" and _is_primary():
+        return Summary(
+            folder=out,
+            checkpoint=out / "checkpoint",
+            report=out / "report.html",
+            architecture=record["architecture"],
+            metric_name=record["metric_name"],
+            metrics=record["metrics"],
+            seconds=record["seconds"],
+            already_finished=True,
+        )
+    known = {f.name for f in fields(Options)}
+    run = _Run(Options(**{k: v for k, v in record["options"].items() if k in known}), out, say, progress)
+    run.prepare()
+    if record["data"] != run.fingerprints:
+        raise DataError(f"{run.options.data} has changed since the run {out} began: start a new run")
+    run.settled = record["settled"]
+    run.seconds = float(record["seconds"])
+    return run.train()
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((out / RUN).read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{out} holds no run that could be resumed: give the folder that `zoo finetune --out` named") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{out / RUN} cannot be read: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise CheckpointError(f"{out / RUN} is not a run of this version of zoo ({__version__}): start a new run")
+    return record
+
+
+def _is_primary() -> bool:
+    """Whether this process is the one that writes: of several devices and nodes only the first."""
+    return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def _wait_for(path: Path, timeout_s: float = 3600.0) -> None:
+    end = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(CheckpointError):
+            if _read_run(path.parent)["state"] == "ready":
+                return
+        if time.monotonic() > end:
+            raise ZooError(f"waited {timeout_s:.0f} s for {path} from the first process: do all nodes see that folder?")
+        time.sleep(0.2)
+
+
+class _Run:
+    """The steps of one run, in order: prepare, settle (once), then train."""
+
+    def __init__(self, options: Options, out: Path, say: Say, progress: Progress | None) -> None:
+        self.options, self.out, self.say, self.progress = options, out, say, progress
+        self.settled: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.started = time.monotonic()
+
+    # -- what is there -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Open and audit the data, open the network: all that can refuse."""
+        o = self.options
+        torch.manual_seed(o.seed)
+        splits = open_data(o.data, task="classify", format=o.format, val_share=o.val_share, seed=o.seed)
+        self.train_data, self.val_data = self._audited(splits.train), self._audited(splits.val)
+        folder = find_checkpoint(o.source)
+        weights = o.weights or "pretrained"
+        if folder is None:
+            architecture = get_registry().get(Architecture, o.source)
+            if architecture.task != "classify":
+                raise CheckpointError(f"{architecture.name} is for {architecture.task}; fine-tuning is for classify so far")
+            if architecture.name != o.source:
+                self.say(f"{o.source} means {architecture.name}")
+            if not o.weights and not architecture.weights:
+                weights = "none"
+                self.say(f"{architecture.name} has no pretrained weights: training from random ones")
+        else:
+            known = load_checkpoint(folder).labels
+            if set(known) == set(splits.labels):  # the same classes in another order: the head can stay
+                self.train_data, self.val_data = self.train_data.relabelled(known), self.val_data.relabelled(known)
+        self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
+        self.model = open_model(o.source, weights=weights, labels=self.train_data.labels, channels=o.channels, size=o.size)
+        self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
+        self.task = self.model.task.resolve()()
+        self.scratch = self.model.weights == "none"
+        _ = self.model.head
+
+    def _audited(self, data: Dataset) -> Dataset:
+        data = audit(data)
+        for note in data.notes:
+            self.say(f"warning: {note}")
+        if data.faults:
+            first = data.faults[0]
+            self.say(f"warning: {len(data.faults)} images of the {data.split} split cannot be read and are left out (first: {first.reason})")
+        return data
+
+    # -- what is left open -------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Fix everything that the options leave open, once, so that a resumed run does the same."""
+        o, model = self.options, self.model
+        large = min(model.input.height, model.input.width) >= 64
+        convolves = any(isinstance(m, nn.Conv2d) for m in model.network.modules())
+        default = default_augment(self.train_data, model.input)
+        on = bool(default) if o.augment is None else o.augment
+        augment = Augment(
+            crop=0.35 if on else 1.0,
+            flip=(default.flip if o.augment is None else on) if o.flip is None else o.flip,
+            magnitude=o.randaugment,
+        )
+        self.settled = {
+            "epochs": o.epochs if o.epochs is not None else 10 if self.scratch else 5,
+            "precision": _precision(o.precision, self._device(), large),
+            "channels_last": convolves and large,
+            "augment": asdict(augment),
+            "lr": o.lr if isinstance(o.lr, float) else 2e-3 if self.scratch else 5e-4,
+        }
+        count = len(self.train_data)
+        batch = o.batch_size if isinstance(o.batch_size, int) else 32 if count < 10_000 else 128
+        self.settled["batch_size"] = min(batch, count)
+        new_head = model.provenance["head"] == "new"
+        head_epochs = 0 if self.scratch or not new_head else 30 if o.head_epochs is None else o.head_epochs
+        self.settled["head_epochs"] = head_epochs
+        self.settled["head_cached"] = bool(head_epochs) and self._features_fit()
+        if o.batch_size == "auto":
+            self.settled["batch_size"] = self._find_batch_size()
+            self.say(f"batch size {self.settled['batch_size']}")
+        if o.lr == "auto" and self.settled["epochs"]:
+            self.settled["lr"] = self._find_lr()
+            self.say(f"learning rate {self.settled['lr']:.3g}")
+
+    def _features_fit(self) -> bool:
+        """Whether the head can learn on its own from features that fit in memory."""
+        model = self.model
+        if not head_is_last(model.network, model.head, model.input.shape):
+            return False
+        run, _, done = trunk(model.network, model.head, model.input.shape, torch.device("cpu"))
+        width = run(np.zeros((1, *model.input.shape), np.float32)).nbytes
+        done()
+        return width * (2 * len(self.train_data) + len(self.val_data)) <= FEATURE_BYTES
+
+    def _device(self) -> torch.device:
+        wanted = self.options.accelerator
+        if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            return torch.device("cuda")
+        if wanted in ("gpu", "cuda"):
+            raise ZooError(f"--accelerator {wanted}: this machine has no GPU that torch can use: `zoo doctor` says what it has")
+        if wanted == "mps" or (wanted == "auto" and torch.backends.mps.is_available()):
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    def write(self, state: str, **more: Any) -> None:
+        if not _is_primary():
+            return
+        dump_json(
+            self.out / RUN,
+            {
+                "schema": SCHEMA,
+                "state": state,
+                "zoo": __version__,
+                "architecture": self.model.architecture.name,
+                "metric_name": self.task.metric_name,
+                "options": asdict(self.options),
+                "settled": self.settled,
+                "data": self.fingerprints,
+                "seconds": round(self.seconds + time.monotonic() - self.started, 2),
+                **more,
+            },
+        )
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def train(self) -> Summary | None:
+        for left in self.out.glob(".*.part"):  # of a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        with quiet():
+            rows, best = self._head_phase() if self.settled["head_cached"] else ([], None)
+            self.write("ready")
+            rows = self._network_phase(rows, best) if self.settled["epochs"] else rows
+            if not _is_primary():
+                return None
+            return self._finish(rows)
+
+    def _head_phase(self) -> tuple[list[dict[str, Any]], tuple[float, float] | None]:
+        """Train the new head on features that are computed once; its result is kept for a resumed run."""
+        tensors, record = self.out / f"{HEAD}.safetensors", self.out / f"{HEAD}.json"
+        head = self.model.head
+        if record.is_file():
+            head.load_state_dict(load_file(tensors))
+            done = json.loads(record.read_text("utf-8"))
+            return list(done["rows"]), (done["best"][0], done["best"][1])
+        o, s, device = self.options, self.settled, self._device()
+        augment = Augment(**s["augment"])
+        self.model.network.to(device)
+        run, by, remove = trunk(self.model.network, head, self.model.input.shape, device)
+        started = time.monotonic()
+        views = ["train", "train-mirrored"] if augment.flip else ["train"]
+        total = len(views) * len(self.train_data) + len(self.val_data)
+        features: dict[str, Tensor] = {}
+        with self._bar("features", total) as advance:
+            before = 0
+            for name in [*views, "val"]:
+                data = self.val_data if name == "val" else self.train_data
+                images = Images(data, self.model.input, budget_bytes=0)
+                array = compute(
+                    run, images, self.out / FEATURES, name, mirrored=name.endswith("mirrored"),
+                    progress=lambda done, before=before: advance(before + done),  # type: ignore[misc]
+                )  # fmt: skip
+                features[name] = torch.from_numpy(array)
+                before += len(data)
+        remove()
+        seconds = time.monotonic() - started
+        self.say(f"features: {total} images by {by}, {total / max(seconds, 1e-9):.0f} images/s")
+        x = torch.cat([features[v] for v in views])
+        y = self.half.target(self.train_data.targets * len(views))
+        val_y = self.half.target(self.val_data.targets)
+        size = min(64, len(x))
+
+        def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+            return x[indices], y[indices]
+
+        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+            return features["val"][indices], val_y[indices]
+
+        module = Fitting(
+            HeadOnly(head),
+            half=self.half,
+            task=self.task,
+            groups=[list(head.parameters())],
+            policy=Policy(epochs=s["head_epochs"], groups=1, gradual=False),
+            recipe=Recipe(lr=_HEAD_LR, smoothing=o.smoothing, weight_decay=o.weight_decay, seed=o.seed),
+            steps=s["head_epochs"] * len(batches(range(len(x)), size)),
+            weight=self._class_weight(),
+        )
+        train = Loader(lambda epoch: batches(shuffled(len(x), o.seed, epoch), size), train_batch, epoch=lambda: module.current_epoch)
+        val = Loader(lambda epoch: batches(range(len(val_y)), 1024), val_batch)
+        kept: dict[str, Tensor] = {}
+
+        def keep(fitting: Fitting, row: dict[str, Any]) -> None:
+            kept.update({k: v.detach().cpu().clone() for k, v in head.state_dict().items()})
+
+        lines: list[str] = []
+        recorder = Record(phase="head", metric_name=self.task.metric_name, rows=[], best=None, keep=keep, say=lines.append, patience=o.patience)
+        trainer = self._trainer(s["head_epochs"], [recorder], precision="32-true", devices="1", nodes=1)
+        fit(trainer, module, train, val)
+        self.say(lines[-1])
+        self.model.network.cpu()
+        head.load_state_dict(kept)
+        assert recorder.best is not None
+        write_bytes(tensors, save({k: v.contiguous() for k, v in kept.items()}))
+        dump_json(record, {"rows": recorder.rows, "best": list(recorder.best)})
+        write_metrics(self.out / "metrics.csv", recorder.rows)
+        self._keep(self.model.network, recorder.best, "head")
+        shutil.rmtree(self.out / FEATURES, ignore_errors=True)
+        return recorder.rows, recorder.best
+
+    def _network_phase(self, rows: list[dict[str, Any]], best: tuple[float, float] | None) -> list[dict[str, Any]]:
+        """Train the network: everything from scratch, or its groups one after another."""
+        o, s = self.options, self.settled
+        devices = self._count_devices()
+        module, train, val = self._network_fitting(devices * o.nodes)
+        recorder = Record(
+            phase="network",
+            metric_name=self.task.metric_name,
+            rows=rows,
+            best=best,
+            keep=lambda fitting, row: self._keep(fitting.best_network, (row["val_metric"], -row["val_loss"]), "network"),
+            csv_path=self.out / "metrics.csv",
+            state_path=self.out / STATE,
+            patience=o.patience,
+            say=self.say,
+            progress=self.progress,
+        )
+        trainer = self._trainer(s["epochs"], [recorder], precision=s["precision"], devices=o.devices, nodes=o.nodes)
+        state = self.out / STATE
+        fit(trainer, module, train, val, resume=state if state.is_file() else None)
+        return recorder.rows
+
+    def _network_fitting(self, world: int) -> tuple[Fitting, Loader, Loader]:
+        o, s, model = self.options, self.settled, self.model
+        network = model.network
+        if s["channels_last"]:
+            network = network.to(memory_format=torch.channels_last)
+        train_images = Images(self.train_data, model.input, Augment(**s["augment"]))
+        val_images = Images(self.val_data, model.input)
+        size, seed = s["batch_size"], o.seed
+
+        def train_plan(epoch: int) -> list[list[int]]:
+            return batches(shuffled(len(train_images), seed, epoch, _rank(), world), size)
+
+        def val_plan(epoch: int) -> list[list[int]]:
+            return batches(range(_rank(), len(val_images), world), max(size, 16))
+
+        def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+            tensor = train_images.batch(indices, seed=seed, epoch=epoch)
+            return torch.from_numpy(tensor), self.half.target(train_images.targets(indices))
+
+        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+            return torch.from_numpy(val_images.batch(indices)), self.half.target(val_images.targets(indices))
+
+        groups = [list(network.parameters())] if self.scratch else layer_groups(network, model.head)
+        uncached = s["head_epochs"] and not s["head_cached"]
+        policy = Policy(
+            epochs=s["epochs"],
+            groups=len(groups),
+            gradual=not self.scratch,
+            head_first=min(2, s["epochs"] // 3) if uncached else 0,
+        )
+        steps = s["epochs"] * len(train_plan(0))
+        module = Fitting(
+            network,
+            half=self.half,
+            task=self.task,
+            groups=groups,
+            policy=policy,
+            recipe=Recipe(
+                lr=s["lr"],
+                lr_decay=1.0 if self.scratch else o.lr_decay,
+                weight_decay=o.weight_decay,
+                smoothing=o.smoothing,
+                ema=o.ema,
+                keep_statistics=not self.scratch,
+                channels_last=s["channels_last"],
+                seed=seed,
+            ),
+            steps=steps,
+            weight=self._class_weight(),
+            mixer=self.half.mixer(len(model.labels), mixup=o.mixup, cutmix=o.cutmix),
+        )
+        threads = min(4, cores()) if o.workers is None else o.workers
+        train = Loader(train_plan, train_batch, epoch=lambda: module.current_epoch, workers=0 if train_images.compact else threads)
+        val = Loader(val_plan, val_batch, workers=threads if not val_images.compact else 0)
+        return module, train, val
+
+    def _class_weight(self) -> Tensor | None:
+        return self.half.balance(self.train_data.targets, len(self.model.labels)) if self.options.balance else None
+
+    def _keep(self, network: nn.Module, best: tuple[float, float], phase: str) -> None:
+        best_model = replace(self.model, network=network)
+        metrics = {self.task.metric_name: best[0], "val_loss": -best[1], "phase": phase}
+        save_checkpoint(self.out / "checkpoint", best_model, metrics=metrics, data=self._data_facts(), seed=self.options.seed)
+
+    def _data_facts(self) -> dict[str, Any]:
+        return {
+            "name": self.train_data.root.name,
+            "format": self.train_data.format,
+            "val_share": self.options.val_share,
+            "split_seed": self.options.seed,
+            "train": {"images": len(self.train_data), "fingerprint": self.fingerprints["train"]},
+            "val": {"images": len(self.val_data), "fingerprint": self.fingerprints["val"]},
+        }
+
+    def _finish(self, rows: list[dict[str, Any]]) -> Summary:
+        """Judge the best weights in float32 through the exported module; write the pictures and the page."""
+        if not (self.out / "checkpoint").is_dir():
+            raise ZooError("the run has no epochs: give --epochs or --head-epochs")
+        best = load_checkpoint(self.out / "checkpoint")
+        with self._bar("evaluating", len(self.val_data)) as advance:
+            metrics, outputs = evaluate(best, self.val_data, device=self._device(), progress=advance)
+        save_checkpoint(self.out / "checkpoint", best, metrics=metrics, data=self._data_facts(), seed=self.options.seed)
+        matrix = confusion_matrix(outputs["scores"].argmax(axis=1), np.asarray(self.val_data.targets), len(best.labels))
+        pictures = {
+            "curves": curves_picture(rows, self.task.metric_name),
+            "confusion": confusion_picture(matrix, best.labels),
+        }
+        self.seconds += time.monotonic() - self.started
+        self.started = time.monotonic()
+        report = write_report(
+            self.out,
+            title=f"{self.model.architecture.name} on {self.train_data.root.name}",
+            facts=self._facts(metrics),
+            classes=metrics["classes"],
+            pictures=pictures,
+        )
+        self.write("finished", metrics=metrics)
+        # what only a resumed run would need
+        for name in (STATE, f"{HEAD}.safetensors", f"{HEAD}.json"):
+            (self.out / name).unlink(missing_ok=True)
+        return Summary(
+            folder=self.out,
+            checkpoint=self.out / "checkpoint",
+            report=report,
+            architecture=self.model.architecture.name,
+            metric_name=self.task.metric_name,
+            metrics=metrics,
+            seconds=round(self.seconds, 2),
+        )
+
+    def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+        s, o = self.settled, self.options
+        p = self.model.provenance
+        weights = " ".join(str(v) for k, v in p.get("weights", {}).items() if k in ("kind", "name"))
+        facts = [(k, f"{100 * v:.2f} %") for k, v in metrics.items() if isinstance(v, float)]
+        facts += [
+            ("training images", f"{len(self.train_data)} ({self.train_data.source})"),
+            ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
+            ("architecture", self.model.architecture.name),
+            ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
+            ("input", " × ".join(map(str, self.model.input.shape)) + f", {self.model.input.resize}, {self.model.input.interpolation}"),
+            ("epochs", f"{s['head_epochs'] if s['head_cached'] else 0} of the head on cached features, {s['epochs']} of the network"),
+            ("batch, learning rate", f"{s['batch_size']}, {s['lr']:.3g} (decay {o.lr_decay:g} a group)"),
+            ("precision", s["precision"] + (", channels-last" if s["channels_last"] else "")),
+            ("augmentation", ", ".join(f"{k} {v}" for k, v in s["augment"].items())),
+            ("seed", str(o.seed)),
+            ("licences", ", ".join(p.get("licences", [])) or "none stated"),
+            ("versions", ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())),
+            ("time", f"{self.seconds:.0f} s"),
+        ]
+        return facts
+
+    # -- Lightning ---------------------------------------------------------------------------------------------
+
+    def _trainer(self, epochs: int, callbacks: list[Any], *, precision: str, devices: str, nodes: int) -> Any:
+        several = devices != "1" or nodes > 1
+        try:
+            return L.Trainer(
+                max_epochs=epochs,
+                accelerator=self.options.accelerator,
+                devices=devices if devices == "auto" or "," in devices else int(devices),
+                num_nodes=nodes,
+                # a group that is not open yet has no gradients
+                strategy="ddp_find_unused_parameters_true" if several and not self.scratch else "ddp" if several else "auto",
+                precision=precision,
+                callbacks=callbacks,
+                plugins=[AtomicIO()],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                default_root_dir=self.out,
+            )
+        except (ValueError, RuntimeError, TypeError) as error:  # what Lightning raises on settings it cannot serve
+            raise ZooError(f"Lightning refuses these settings: {' '.join(str(error).split())[:300]}") from None
+        except Exception as error:
+            if type(error).__name__ == "MisconfigurationException":
+                raise ZooError(f"Lightning refuses these settings: {' '.join(str(error).split())[:300]}") from None
+            raise
+
+    def _count_devices(self) -> int:
+        devices = self.options.devices
+        if "," in devices:
+            return len([d for d in devices.split(",") if d])
+        if devices in ("auto", "-1"):
+            return max(1, torch.cuda.device_count()) if self._device().type == "cuda" else 1
+        return int(devices)
+
+    def _find_lr(self) -> float:
+        """The learning-rate range test of Smith 2017 (arXiv:1506.01186), Lightning's own, on a copy of the network."""
+        kept = {k: v.clone() for k, v in self.model.network.state_dict().items()}
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            module, train, _ = self._network_fitting(1)
+            trainer = L.Trainer(
+                max_epochs=-1, accelerator=self._device().type, devices=1, precision=self.settled["precision"], logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            )  # fmt: skip
+            finder = Tuner(trainer).lr_find(module, train_dataloaders=train, min_lr=1e-6, max_lr=0.3, num_training=40, update_attr=False)
+            found = None if finder is None else finder.suggestion()
+        self.model.network.cpu().load_state_dict(kept)
+        if found is None or not math.isfinite(found):
+            self.say("the learning-rate finder found no slope; the default is used")
+            return float(self.settled["lr"])
+        return float(found)
+
+    def _find_batch_size(self) -> int:
+        """The largest power of two, up to 256 and to a twentieth of the images, whose step fits in memory."""
+        cap = max(8, min(256, len(self.train_data) // 20))
+        size = 1 << (cap.bit_length() - 1)
+        device = self._device()
+        network, shape = self.model.network.to(device).train(), self.model.input.shape
+
+        def step(batch: int) -> None:
+            raw = network(torch.zeros(batch, *shape, device=device))
+            loss = self.half.loss(raw, self.half.target([0] * batch).to(device))
+            torch.autograd.backward(loss)
+            network.zero_grad(set_to_none=True)
+
+        kept = {k: v.clone() for k, v in network.state_dict().items()}
+        try:
+            if device.type == "cpu" and sys.platform != "win32":
+                import resource
+
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                step(8)
+                image_kib = max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 8
+                while size > 8 and 1.5 * size * image_kib > 0.5 * _free_kib():
+                    size //= 2
+            while device.type == "cuda" and size > 1:
+                try:
+                    step(size)
+                    break
+                except torch.cuda.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    size //= 2
+        except Exception as error:
+            raise PluginError(f"{self.model.architecture.name} cannot make a training step: {type(error).__name__}: {error}") from error
+        finally:
+            network.load_state_dict(kept)
+            network.cpu().eval()
+        return min(size, len(self.train_data))
+
+    @contextlib.contextmanager
+    def _bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        if self.progress is None:
+            yield lambda done: None
+        else:
+            with self.progress(label, total) as advance:
+                yield advance
+
+
+_HEAD_LR = 3e-3
+"""The head alone is a small convex problem on fixed features; this is right for any backbone whose features are pooled."""
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+
+def _precision(wanted: str, device: torch.device, large: bool) -> str:
+    """``auto`` is bf16 where the hardware multiplies it and the input is large enough to gain from it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if device.type == "cpu" and large and torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def _free_kib() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return float(line.split()[1])
+    except OSError:
+        pass
+    return 4 * 1024 * 1024
