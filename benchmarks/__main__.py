@@ -21,7 +21,9 @@ ASSETS = Path(os.environ.get("ZOO_ASSETS", ROOT.parent / "shared" / "assets"))
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], *, seconds: float, warmup: int = 5) -> tuple[list[float], list[float]]:
+def interleaved(
+    a: Callable[[], object], b: Callable[[], object], *, seconds: float, warmup: int = 5
+) -> tuple[list[float], list[float]]:
     """Seconds of each call of ``a`` and ``b``, taking turns (a b b a …)."""
     for _ in range(warmup):
         a(), b()
@@ -41,7 +43,9 @@ def interleaved(a: Callable[[], object], b: Callable[[], object], *, seconds: fl
 def process(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float]:
     """CPU seconds (user + system, children included) and peak MiB of one whole process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(env or {})}
+    )
     _, status, usage = os.wait4(child.pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise RuntimeError(f"{command}: {child.stderr.read().decode()[-800:] if child.stderr else ''}")
@@ -108,7 +112,9 @@ def bench_call(shop: Workshop) -> dict[str, object]:
         raw = onnxruntime.InferenceSession(str(bundle / "model.fp32.onnx"), options, providers=["CPUExecutionProvider"])
         key = raw.get_inputs()[0].name
         x = np.random.default_rng(0).normal(size=(1, *model.input.shape)).astype(np.float32)
-        ours, theirs = interleaved(lambda: model.run(x), lambda: raw.run(None, {key: x}), seconds=6)
+        ours, theirs = interleaved(
+            lambda model=model, x=x: model.run(x), lambda raw=raw, key=key, x=x: raw.run(None, {key: x}), seconds=6
+        )
         found[name] = {
             "ours_us": microseconds(ours),
             "bare_us": microseconds(theirs),
@@ -176,9 +182,19 @@ def bench_preprocess(shop: Workshop) -> dict[str, object]:
     spec = ImageInput(height=224, width=224, crop=0.875)
     photo = Image.open(shop.photo()).convert("RGB")
     found: dict[str, object] = {}
-    for name, image in {"1280x854": photo, "640x427": photo.resize((640, 427)), "1920x1281": photo.resize((1920, 1281))}.items():
-        step = np.abs(preprocess(image, spec) - naive_preprocess(image, spec)[0]) * 255 * np.float32(spec.std)[:, None, None]
-        ours, theirs = interleaved(lambda i=image: preprocess(i, spec), lambda i=image: naive_preprocess(i, spec), seconds=4)
+    for name, image in {
+        "1280x854": photo,
+        "640x427": photo.resize((640, 427)),
+        "1920x1281": photo.resize((1920, 1281)),
+    }.items():
+        step = (
+            np.abs(preprocess(image, spec) - naive_preprocess(image, spec)[0])
+            * 255
+            * np.float32(spec.std)[:, None, None]
+        )
+        ours, theirs = interleaved(
+            lambda i=image: preprocess(i, spec), lambda i=image: naive_preprocess(i, spec), seconds=4
+        )
         found[name] = {
             "faster": statistics.median(theirs) / statistics.median(ours),
             "max_difference_in_255ths": float(step.max()),
@@ -288,12 +304,160 @@ def bench_export(shop: Workshop) -> dict[str, object]:
     data = photos(shop)
     run = shop.folder / "tuned"
     if not run.exists():
-        zoo("finetune", "resnet18", "--weights", "none", "--data", data, "--out", run, "--epochs", "1", "--batch-size", "16")
+        zoo(
+            "finetune",
+            "resnet18",
+            "--weights",
+            "none",
+            "--data",
+            data,
+            "--out",
+            run,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+        )
     out = shop.folder / "exported"
-    ours = [sys.executable, "-m", "zoo", "export", str(run), "--to", "onnx", "--data", str(data), "--out", str(out), "--overwrite", "--precision", "fp32"]
+    ours = [
+        sys.executable,
+        "-m",
+        "zoo",
+        "export",
+        str(run),
+        "--to",
+        "onnx",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--overwrite",
+        "--precision",
+        "fp32",
+    ]
     ours += ["--waive", "speed only: barely trained"]
     bare = [sys.executable, "-c", BARE_EXPORT, str(run), str(data), str(shop.folder / "bare.onnx")]
     return processes(ours, bare, runs=3)
+
+
+BARE_TRAIN = """
+import sys, time, numpy as np, torch
+from pathlib import Path
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
+import timm
+torch.manual_seed(0)
+precision, channels_last = sys.argv[2], sys.argv[3] == "1"
+root = Path(sys.argv[1])
+root = root / "train" if (root / "train").is_dir() else root
+data = ImageFolder(root, T.Compose([
+    T.RandomResizedCrop(224, scale=(0.35, 1)), T.RandomHorizontalFlip(), T.ToTensor(),
+    T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]))
+model = timm.create_model("resnet18", num_classes=len(data.classes))
+if channels_last:
+    model = model.to(memory_format=torch.channels_last)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+loader = DataLoader(data, batch_size=16, shuffle=True, num_workers=0)
+model.train()
+for epoch in range(2):
+    count, start = 0, time.perf_counter()
+    for x, y in loader:
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        count += len(x)
+    print(count / (time.perf_counter() - start))
+"""
+
+
+def bench_train(shop: Workshop) -> dict[str, object]:
+    """Images/s of the second epoch: `zoo finetune --weights none` and a bare loop, each in a process of its own, in turn."""
+    import csv
+
+    data = photos(shop)
+    found: dict[str, list[float]] = {"ours": [], "bare fp32": [], "bare bf16 channels-last": [], "ours fp32": []}
+    for turn in range(2):
+        for name, extra in (("ours", []), ("ours fp32", ["--precision", "32-true"])):
+            out = shop.folder / f"train-{name.replace(' ', '-')}-{turn}"
+            zoo(
+                "finetune",
+                "resnet18",
+                "--weights",
+                "none",
+                "--data",
+                data,
+                "--out",
+                out,
+                "--epochs",
+                2,
+                "--batch-size",
+                16,
+                "--lr",
+                1e-3,
+                "--overwrite",
+                *extra,
+            )
+            rows = list(csv.DictReader((out / "metrics.csv").open()))
+            found[name].append(float(rows[-1]["images_per_s"]))
+        for name, arguments in (("bare fp32", ["fp32", "0"]), ("bare bf16 channels-last", ["bf16", "1"])):
+            done = subprocess.run(
+                [sys.executable, "-c", BARE_TRAIN, str(data), *arguments], check=True, capture_output=True, text=True
+            )
+            found[name].append(float(done.stdout.split()[-1]))
+    speed = {name: statistics.median(values) for name, values in found.items()}
+    return {
+        "images_per_s": speed,
+        "same_precision_ratio": speed["ours fp32"] / speed["bare fp32"],
+        "default_against_bare_fp32": speed["ours"] / speed["bare fp32"],
+        "default_against_bare_bf16": speed["ours"] / speed["bare bf16 channels-last"],
+    }
+
+
+def bench_features(shop: Workshop) -> dict[str, object]:
+    """Seconds of thirty head epochs on cached features, against what thirty forward passes of the frozen network take."""
+    import torch
+
+    from zoo.data import open_data
+    from zoo.inputs import preprocess_batch
+    from zoo.train.models import open_model
+
+    data = photos(shop)
+    weights = ASSETS / "weights" / "mobilenetv2_100.imagenet1k.safetensors"
+    out = shop.folder / "head"
+    start = time.perf_counter()
+    zoo(
+        "finetune",
+        "mobilenetv2_100",
+        "--weights",
+        weights if weights.is_file() else "none",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--epochs",
+        0,
+        "--head-epochs",
+        30,
+        "--overwrite",
+    )
+    ours = time.perf_counter() - start
+    network = open_model("mobilenetv2_100", weights="none").network
+    train = open_data(data).train
+    x = torch.from_numpy(
+        preprocess_batch([s.image for s in train[:32]], open_model("mobilenetv2_100", weights="none").input)
+    )
+    with torch.inference_mode():
+        network(x)
+        start = time.perf_counter()
+        network(x)
+        forward = (time.perf_counter() - start) / len(x)
+    naive = 30 * forward * len(train)
+    return {"ours_whole_command_s": ours, "thirty_forward_passes_s": naive, "faster": naive / ours}
 
 
 BENCHMARKS = {

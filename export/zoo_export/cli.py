@@ -69,18 +69,23 @@ def command(
       zoo export mobilenet                      pretrained, no data at hand
       zoo export runs/photos --data photos/ --precision int8 --max-drop 1
     """
+    from .plan import make_plans, runtime_for
+
+    precisions = tuple(p.strip() for p in precision.split(",") if p.strip())
+    make_plans(to, precisions)  # what is misspelt or missing is said before torch is imported
+    runtime_for(to)
     from .pipeline import ExportGateFailed, Request, export_bundle
 
-    place = out or Path(f"{Path(source).resolve().name if Path(source).exists() else source.replace('/', '-')}-bundle")
     if waive and not waive.strip():
         raise ExportError("--waive needs a reason: say why the artefact may be kept")
+    place = out or Path(f"{Path(source).resolve().name if Path(source).exists() else source.replace('/', '-')}-bundle")
     try:
         outcome = export_bundle(
             Request(
                 source=source,
                 out=place,
                 to=to,
-                precisions=tuple(p.strip() for p in precision.split(",") if p.strip()),
+                precisions=precisions,
                 data=data,
                 weights=weights,
                 size=size,
@@ -134,8 +139,6 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
         for finding in artifact.findings:
             if finding.verdict != "not judged":
                 click.echo(f"  {artifact.name} {finding.gate}: {finding.message}")
-    for text in outcome.report.statements:
-        note(text)
     click.echo(f"report: {outcome.report_path}")
     if outcome.bundle is not None:
         bundle = shlex.quote(str(outcome.bundle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shutil
 import tempfile
@@ -17,23 +18,24 @@ import torch
 from zoo import __version__
 from zoo.artifacts import Artifact, Calibration
 from zoo.bundle import MANIFEST, SCHEMA, open_bundle, validate
-from zoo.data import Dataset, Sample, audit, open_data
-from zoo.errors import DataError, ExportError, GateFailed, MissingPart
+from zoo.data import Dataset, audit, open_data
+from zoo.errors import DataError, ExportError, GateFailed, ImageError
 from zoo.files import dump_json, new_folder, sha256_file
-from zoo.inputs import Source
+from zoo.inputs import Source, preprocess, preprocess_batch
 from zoo.parity import FAIL, PASS, Candidate, Reference, Samples
 from zoo.parity.evidence import collect, machine, natural_images
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
 from zoo.parity.verify import LATENCY_TENSORS, bounds, tensor_batches
-from zoo.registry import absent, get_registry
+from zoo.registry import get_registry
 from zoo.runtime.session import Session
-from zoo.specs import Exporter, ImageInput, Precision, Runtime
+from zoo.specs import ImageInput, Runtime
 from zoo.train.models import Model, deployable, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES, versions
+from .plan import Plan, make_plans, runtime_for
 
 __all__ = ["ExportGateFailed", "Outcome", "Request", "export_bundle"]
 
@@ -83,16 +85,6 @@ class Outcome:
     report: Report
     report_path: Path
     manifest: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """How one precision is reached: exporters before the precision pass, the pass, exporters after it."""
-
-    precision: str
-    before: Sequence[Exporter]
-    convert: Precision | None
-    after: Sequence[Exporter]
 
 
 @dataclass(kw_only=True)
@@ -156,8 +148,8 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
     OutputError, UnknownName. ``progress(label, total)`` and ``note(text)`` are told how it goes.
     """
     show = progress or (lambda label, total: nullcontext(lambda done: None))
-    plans = _plans(request.to, request.precisions)
-    runtime = _runtime(request.to)
+    plans = make_plans(request.to, request.precisions)
+    runtime = runtime_for(request.to)
     threads = request.threads or torch.get_num_threads()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -170,22 +162,21 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
                 note(f"{request.source} means {model.architecture.name}: {model.architecture.summary}")
             module = deployable(model)
             reference = torch_reference(model)
+            _need_to_run(model, reference)
             statements = _statements(request, model)
             for text in statements:
                 note(f"warning: {text}")
             basis = _basis(request, model, reference, show, note)
             source = Artifact(format="torch", precision="fp32", input=model.input, task=model.task, module=module)
-            cache: dict[str, Artifact] = {}
-            made: list[_Made] = []
-            with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as work:
-                for plan in plans:
-                    note(f"{plan.precision}: making and judging it")
-                    made.append(
-                        _make(plan, request, source, folder, Path(work), cache, basis, runtime, threads, statements)
-                    )
-                sidecar = Path(work) / MODULES
-                if sidecar.exists() and not (folder / MODULES).exists():
-                    shutil.copy(sidecar, folder / MODULES)
+            with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as name:
+                work = Path(name)
+                maker = _Maker(
+                    request=request, source=source, folder=folder, work=work, basis=basis, runtime=runtime, threads=threads, note=note
+                )
+                made = [maker.make(plan) for plan in plans]
+                statements += maker.statements
+                if (work / MODULES).exists() and not (folder / MODULES).exists():
+                    shutil.copy(work / MODULES, folder / MODULES)
             outcome = _finish(request, model, reference, basis, made, statements, folder)
             if outcome.bundle is None:
                 # nothing may be left at --out: the report goes beside it
@@ -211,44 +202,6 @@ class ExportGateFailed(GateFailed):
             f'{first.failures[0]} (report: {outcome.report_path}; --waive "reason" keeps it all the same)'
         )
         self.outcome = outcome
-
-
-# -- planning --------------------------------------------------------------------------------------------------
-
-
-def _plans(to: str, precisions: Sequence[str]) -> list[_Plan]:
-    """Everything that could be missing or misspelt is found here, before any slow work."""
-    registry = get_registry()
-    chain = registry.chain("torch", to)
-    formats = ["torch", *(exporter.writes for exporter in chain)]
-    if not precisions or len(set(precisions)) != len(precisions):
-        raise ExportError(f"--precision {','.join(precisions) or 'is empty'}: name each precision once, like fp32,int8")
-    plans = []
-    for precision in precisions:
-        if precision == "fp32":
-            plans.append(_Plan(precision=precision, before=chain, convert=None, after=()))
-            continue
-        # the pass nearest to the target knows the target's wishes best
-        passes = {p.reads for p in registry.specs(Precision) if p.precision == precision}
-        at = max((i for i, name in enumerate(formats) if name in passes), default=len(formats) - 1)
-        spec = registry.precision(precision, formats[at])
-        gone = absent(spec)
-        if gone:
-            raise MissingPart(f"{gone[0]}, which precision '{spec.name}' needs,", spec.install or f"pip install {gone[0]}")
-        plans.append(_Plan(precision=precision, before=chain[:at], convert=spec, after=chain[at:]))
-    return plans
-
-
-def _runtime(format: str) -> Runtime:
-    """The runtime that judges artefacts of a format here. Raises MissingPart."""
-    found = get_registry().runtimes(format)
-    for spec in found:
-        if not absent(spec):
-            return spec
-    if not found:
-        raise ExportError(f"no runtime reads {format} artefacts, so they could not be judged: `zoo plugins` shows what is installed")
-    gone = absent(found[0])[0]
-    raise MissingPart(f"{gone}, which runtime '{found[0].name}' needs,", found[0].install or f"pip install {gone}")
 
 
 def _statements(request: Request, model: Model) -> list[str]:
@@ -362,33 +315,44 @@ def _data(
 
 def _calibration(request: Request, spec: ImageInput, train: Dataset | None) -> Calibration:
     if train is None:
-        images: list[Source] = list(_made_images(spec, min(request.calibration, 64), seed=2))
-        source = f"{len(images)} made images of natural statistics"
-    else:
-        order = np.random.default_rng(CALIBRATION_SEED).permutation(len(train))
-        picked: list[Sample] = []
-        chosen = train.subset(order[: request.calibration].tolist())
-        picked.extend(_readable(chosen))
-        if not picked:
-            raise DataError(f"{train.root}: none of {len(chosen)} training images can be read, so int8 cannot be calibrated")
-        images = [s.image for s in picked]
-        source = f"{len(images)} images of the {train.source}"
-    return Calibration(tensors=np.concatenate(list(tensor_batches(images, spec))), source=source)
-
-
-def _readable(data: Dataset) -> list[Sample]:
-    # a class may well be absent from a draw of a hundred images, so only unreadable files are left out here
-    from zoo.data.splitting import _fault
-
-    return [sample for sample in data if not _fault(sample)]
+        images = list(_made_images(spec, min(request.calibration, 64), seed=2))
+        return Calibration(
+            tensors=preprocess_batch(images, spec), source=f"{len(images)} made images of natural statistics"
+        )
+    tensors: list[np.ndarray] = []
+    for index in np.random.default_rng(CALIBRATION_SEED).permutation(len(train)).tolist():
+        with contextlib.suppress(ImageError):  # a damaged training image is no reason to stop; others take its place
+            tensors.append(preprocess(train[index].image, spec, train[index].id))
+        if len(tensors) == request.calibration:
+            break
+    if not tensors:
+        raise DataError(f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated")
+    return Calibration(tensors=np.stack(tensors), source=f"{len(tensors)} images of the {train.source}")
 
 
 def _exact(reference: TorchReference, tensors: np.ndarray, note: Callable[[str], None]) -> dict[str, np.ndarray] | None:
     try:
         return reference.exact(tensors)
     except (RuntimeError, TypeError) as error:
-        note(f"the network does not run in float64 ({str(error).splitlines()[0][:120]}): numbers are judged by their spread alone")
+        note(f"the network does not run in float64 ({_line(error)}): numbers are judged by their spread alone")
         return None
+
+
+def _need_to_run(model: Model, reference: TorchReference) -> None:
+    """Raises ExportError where the network does not take an image of its declared size."""
+    c, h, w = model.input.shape
+    try:
+        reference.run(np.zeros((1, c, h, w), np.float32))
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        own = model.architecture.input
+        raise ExportError(
+            f"{model.architecture.name} does not take {c}x{h}x{w} images ({_line(error)}): "
+            f"leave out --size and --channels, or try its own {own.channels}x{own.height}x{own.width}"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def _need_finite(outputs: Mapping[str, np.ndarray], origin: str) -> None:
@@ -400,100 +364,124 @@ def _need_finite(outputs: Mapping[str, np.ndarray], origin: str) -> None:
 # -- making and judging ----------------------------------------------------------------------------------------
 
 
-def _make(
-    plan: _Plan,
-    request: Request,
-    source: Artifact,
-    folder: Path,
-    work: Path,
-    cache: dict[str, Artifact],
-    basis: _Basis,
-    runtime: Runtime,
-    threads: int,
-    statements: list[str],
-) -> _Made:
-    base = source
-    for exporter in plan.before:
-        last = exporter is plan.before[-1] and plan.convert is None
-        if exporter.name not in cache or last:
-            place = folder if last else work
-            # the pass reads what was already made for fp32, where that was asked for
-            cache[exporter.name] = exporter.resolve()(base, place / f"model.{base.precision}.{exporter.writes}", {})
-        base = cache[exporter.name]
-    if plan.convert is None:
-        return _judge(base, request, basis, runtime, threads)
-    convert = plan.convert.resolve()
-    calibration = basis.calibration
-    assert calibration is not None
-    kept: tuple[str, ...] = ()
-    ranked: list[Any] | None = None
-    for turn in range(FALLBACK_ROUNDS + 1):
-        artifact = _convert(plan, convert, base, folder, work, replace(calibration, keep_float=kept))
-        made = _judge(artifact, request, basis, runtime, threads)
-        hurt = [f for f in made.report.findings if f.verdict == FAIL and f.gate in ("numbers", "accuracy")]
-        if not hurt or turn == FALLBACK_ROUNDS or not hasattr(convert, "sensitivity"):
-            break
-        if ranked is None:
-            ranked = convert.sensitivity(base, calibration)
-        count = 2**turn
-        if count >= len(ranked):
-            break
-        kept = tuple(s.node for s in ranked[:count])
-    if kept and ranked is not None:
-        worst = [
-            {"layer": s.module or s.node, "sqnr_db": round(s.sqnr_db, 1) if np.isfinite(s.sqnr_db) else None}
-            for s in ranked[: len(kept)]
-        ]
-        notes = {**made.artifact.notes, "float_because_they_hurt": worst}
-        made.artifact = replace(made.artifact, notes=notes)
-        made.report = replace(made.report, notes=notes)
-        shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
-        statements.append(f"{plan.precision}: {len(worst)} layers went back to float because a gate failed without: {shown}.")
-    return made
+@dataclass(kw_only=True)
+class _Maker:
+    """Makes the artefacts of one bundle, one precision after the other, and judges each."""
+
+    request: Request
+    source: Artifact
+    folder: Path
+    """Where what may be kept is written."""
+    work: Path
+    """Where everything on the way is written."""
+    basis: _Basis
+    runtime: Runtime
+    threads: int
+    note: Callable[[str], None]
+    statements: list[str] = field(default_factory=list)
+    """What a reader of the report must not miss."""
+    _done: dict[str, Artifact] = field(default_factory=dict)
+    """By exporter's name, what it made: int8 starts from the very file that is the fp32 artefact."""
+
+    def make(self, plan: Plan) -> _Made:
+        self.note(f"{plan.precision}: making and judging it")
+        base = self.source
+        for exporter in plan.before:
+            last = plan.convert is None and exporter is plan.before[-1]
+            if last or exporter.name not in self._done:
+                place = self.folder if last else self.work
+                file = place / f"model.{base.precision}.{exporter.writes}"
+                self._done[exporter.name] = exporter.resolve()(base, file, {})
+            base = self._done[exporter.name]
+        if plan.convert is None:
+            return self._judge(base)
+        assert self.basis.calibration is not None
+        return self._quantise(plan, plan.convert.resolve(), base, self.basis.calibration)
+
+    def _quantise(
+        self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
+    ) -> _Made:
+        """Convert; where the numbers or the accuracy fail, put the layers that hurt most back to float and try again.
+
+        A pass takes part in this by offering ``sensitivity(artifact, calibration)``: its layers, the worst first.
+        """
+        made = self._judge(self._convert(plan, convert, base, calibration))
+        if not hasattr(convert, "sensitivity") or not _hurt(made):
+            return made
+        self.note(f"{plan.precision}: a gate failed; looking for the layers that hurt most")
+        ranked = convert.sensitivity(base, calibration)
+        kept: list[Any] = []
+        for turn in range(FALLBACK_ROUNDS):
+            if 2**turn >= len(ranked):
+                break
+            kept = ranked[: 2**turn]
+            made = self._judge(
+                self._convert(plan, convert, base, replace(calibration, keep_float=tuple(s.node for s in kept)))
+            )
+            if not _hurt(made):
+                break
+        if kept:
+            worst = [
+                {"layer": s.module or s.node, "sqnr_db": round(s.sqnr_db, 1) if np.isfinite(s.sqnr_db) else None}
+                for s in kept
+            ]
+            notes = {**made.artifact.notes, "float_because_they_hurt": worst}
+            made.artifact, made.report = replace(made.artifact, notes=notes), replace(made.report, notes=notes)
+            shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
+            count = f"{len(worst)} layer{'s' if len(worst) > 1 else ''}"
+            self.statements.append(f"{plan.precision}: {count} went back to float, because a gate failed otherwise: {shown}.")
+            self.note(self.statements[-1])
+        return made
+
+    def _convert(self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration) -> Artifact:
+        place = self.work if plan.after else self.folder
+        found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
+        for exporter in plan.after:
+            place = self.folder if exporter is plan.after[-1] else self.work
+            found = exporter.resolve()(found, place / f"model.{plan.precision}.{exporter.writes}", {})
+        return found
+
+    def _judge(self, artifact: Artifact) -> _Made:
+        assert artifact.path is not None
+        basis = self.basis
+        session: Session = self.runtime.resolve()(artifact.path, threads=self.threads)
+        try:
+            outputs = collect(session.run, basis.batches)
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ExportError(
+                f"the {artifact.precision} artefact does not run in {self.runtime.name}: {_line(error)}"
+            ) from error
+        candidate = Candidate(
+            name=artifact.precision,
+            precision=artifact.precision,
+            outputs=outputs,
+            call=session.run,
+            device=session.device,
+            tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
+        )
+        findings = get_registry().verify(candidate, basis.reference, basis.samples)
+        half = artifact.task.resolve()()
+        failed = any(f.verdict == FAIL for f in findings)
+        return _Made(
+            artifact=artifact,
+            session=session,
+            flips=find_flips(candidate, basis.reference, basis.samples, half, lambda index: basis.images[index]),
+            report=ArtifactReport(
+                name=artifact.precision,
+                precision=artifact.precision,
+                format=artifact.format,
+                findings=findings,
+                bytes=artifact.path.stat().st_size,
+                device=session.device,
+                waived=self.request.waive if failed else "",
+                notes=artifact.notes,
+            ),
+        )
 
 
-def _convert(
-    plan: _Plan, convert: Callable[..., Artifact], base: Artifact, folder: Path, work: Path, calibration: Calibration
-) -> Artifact:
-    place = work if plan.after else folder
-    found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
-    for exporter in plan.after:
-        place = folder if exporter is plan.after[-1] else work
-        found = exporter.resolve()(found, place / f"model.{plan.precision}.{exporter.writes}", {})
-    return found
-
-
-def _judge(artifact: Artifact, request: Request, basis: _Basis, runtime: Runtime, threads: int) -> _Made:
-    assert artifact.path is not None
-    session: Session = runtime.resolve()(artifact.path, threads=threads)
-    try:
-        outputs = collect(session.run, basis.batches)
-    except Exception as error:  # each runtime has exceptions of its own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"the {artifact.precision} artefact does not run in {runtime.name}: {line[:300]}") from error
-    candidate = Candidate(
-        name=artifact.precision,
-        precision=artifact.precision,
-        outputs=outputs,
-        call=session.run,
-        device=session.device,
-        tolerances=bounds(artifact.task, artifact.precision, max_drop=request.max_drop),
-    )
-    findings = get_registry().verify(candidate, basis.reference, basis.samples)
-    half = artifact.task.resolve()()
-    flips = find_flips(candidate, basis.reference, basis.samples, half, lambda index: basis.images[index])
-    failed = any(f.verdict == FAIL for f in findings)
-    report = ArtifactReport(
-        name=artifact.precision,
-        precision=artifact.precision,
-        format=artifact.format,
-        findings=findings,
-        bytes=artifact.path.stat().st_size,
-        device=session.device,
-        waived=request.waive if failed else "",
-        notes=artifact.notes,
-    )
-    return _Made(artifact=artifact, session=session, report=report, flips=flips)
+def _hurt(made: _Made) -> bool:
+    """Whether precision is to blame: latency would not improve by going back to float."""
+    return any(f.verdict == FAIL and f.gate in ("numbers", "accuracy") for f in made.report.findings)
 
 
 # -- the bundle ------------------------------------------------------------------------------------------------

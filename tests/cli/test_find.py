@@ -17,7 +17,7 @@ from zoo.specs import Architecture
 )
 def test_nothing_heavy_is_imported(line: list[str]) -> None:
     code = (
-        f"import sys\nfrom zoo.cli import run\nassert run({line!r}) == 0\n"
+        f"import sys\nfrom zoo.cli import execute\nassert execute({line!r}) == 0\n"
         "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'matplotlib', 'sklearn'}\n"
         "print('LOADED', *sorted(heavy & set(sys.modules)))"
     )

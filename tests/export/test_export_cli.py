@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from zoo.bundle import open_bundle
+from zoo.cli import execute
 from zoo.data import open_data
+from zoo.hookspecs import hookimpl
+from zoo.parity import Candidate, Finding
+from zoo.registry import get_registry
+from zoo.train.models import load_checkpoint, save_checkpoint
+from zoo_export.pipeline import Request, export_bundle
 
 Zoo = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -22,8 +30,6 @@ Zoo = Callable[..., "subprocess.CompletedProcess[str]"]
 def exported(
     lenet_checkpoint: Path, grey_digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    import sys
-
     out = tmp_path_factory.mktemp("cli") / "digits"
     line = ["export", lenet_checkpoint, "--to", "onnx", "--precision", "fp32,int8", "--data", grey_digits, "--out", out]
     done = subprocess.run(
@@ -116,38 +122,40 @@ def test_without_data_it_says_that_accuracy_was_not_judged(tmp_path: Path, zoo: 
     zoo("selftest", out)
 
 
+class Strict:
+    """A plugin that does not like int8."""
+
+    @staticmethod
+    @hookimpl
+    def zoo_verify(candidate: Candidate, reference: object, samples: object) -> list[Finding]:
+        verdict = "fail" if candidate.precision == "int8" else "pass"
+        return [Finding(gate="taste", verdict=verdict, message=f"{candidate.name} judged by a plugin")]
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    registry = get_registry()
+    plugin = Strict()
+    assert not registry.add("strict", plugin).error
+    yield
+    registry._manager.unregister(plugin)
+    registry.plugins.pop()
+
+
+@pytest.mark.usefixtures("strict")
 def test_a_failed_gate_keeps_the_artefact_out(
-    lenet_checkpoint: Path, grey_digits: Path, tmp_path: Path, zoo: Zoo
+    lenet_checkpoint: Path, grey_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A network in training data's place: labels of the judged images are made wrong for int8 alone by a margin of -1."""
-    plugin = tmp_path / "strict.py"
-    plugin.write_text(
-        "from zoo.hookspecs import hookimpl\n"
-        "from zoo.parity import Finding\n"
-        "@hookimpl\n"
-        "def zoo_verify(candidate, reference, samples):\n"
-        "    verdict = 'fail' if candidate.precision == 'int8' else 'pass'\n"
-        "    return [Finding(gate='taste', verdict=verdict, message=f'{candidate.name} judged by a plugin')]\n"
-    )
-    run = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import strict\n"
-        "from zoo.registry import get_registry; get_registry().add('strict', strict)\n"
-        "from zoo.cli import main; main(sys.argv[1:])"
-    )
     out = tmp_path / "bundle"
-    line = ["export", lenet_checkpoint, "--precision", "fp32,int8", "--data", grey_digits, "--out", out, "--threads", 1]
+    line = ["export", lenet_checkpoint, "--data", grey_digits, "--out", out, "--threads", 1, "--max-samples", 340]
 
-    def export(*more: object) -> subprocess.CompletedProcess[str]:
-        import sys
+    def export(*more: object) -> int:
+        return execute([str(a) for a in (*line, *more)])
 
-        return subprocess.run(
-            [sys.executable, "-c", run, str(tmp_path), *(str(a) for a in (*line, *more))], capture_output=True, text=True
-        )
-
-    done = export()
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "int8 failed and is not in the bundle: taste: int8 judged by a plugin" in done.stderr
-    assert "failed, kept out" in done.stdout
+    assert export("--precision", "fp32,int8") == 1
+    said = capsys.readouterr()
+    assert "int8 failed and is not in the bundle: taste: int8 judged by a plugin" in said.err
+    assert "failed, kept out" in said.out
     with open_bundle(out) as bundle:
         assert list(bundle.artifacts) == ["fp32"]
     assert not (out / "model.int8.onnx").exists()
@@ -155,17 +163,42 @@ def test_a_failed_gate_keeps_the_artefact_out(
     assert [a["verdict"] for a in json.loads((out / "parity.json").read_text())["artifacts"]] == ["pass", "fail"]
 
     shutil.rmtree(out)
-    done = export("--precision", "int8")
-    assert done.returncode == 1
+    assert export("--precision", "int8") == 1
     assert not out.exists()
     assert (tmp_path / "bundle.failed" / "report.html").exists()
+    assert "bundle.failed/report.html" in capsys.readouterr().err
 
-    done = export("--waive", "taste differs")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert export("--precision", "int8", "--waive", "taste differs") == 0
     with open_bundle(out) as bundle:
         assert bundle.manifest["waived"] == {"int8": "taste differs"}
-        assert bundle.artifact("int8").status == "built"
-        assert bundle.artifact("fp32").status == "verified"
+        assert bundle.artifact().status == "built"
+    assert "waived: taste differs" in capsys.readouterr().out
+
+
+def test_layers_that_hurt_go_back_to_float(colournet_checkpoint: Path, coloured_digits: Path, tmp_path: Path) -> None:
+    """One channel 1000 times as strong as the others, and all but ignored by the next layer: the same function in
+    float, but one range for the whole tensor leaves nothing of the others."""
+    model = load_checkpoint(colournet_checkpoint)
+    first, norm, second = (model.network.features[i] for i in (0, 1, 4))
+    assert isinstance(first, torch.nn.Conv2d)
+    with torch.no_grad():
+        for parameter in (norm.weight, norm.bias):
+            parameter[0] *= 1000
+        second.weight[:, 0] /= 1000
+    poisoned = tmp_path / "poisoned"
+    save_checkpoint(poisoned, model, metrics={}, data=model.provenance["data"], seed=0)
+    outcome = export_bundle(
+        Request(source=str(poisoned), out=tmp_path / "out", precisions=("fp32", "int8"), data=coloured_digits, threads=1),
+        note=lambda text: None,
+    )
+    assert [m["status"] for m in outcome.manifest["artifacts"]] == ["verified", "verified"]
+    notes = outcome.manifest["artifacts"][1]["notes"]
+    hurt = {layer["layer"] for layer in notes["float_because_they_hurt"]}
+    assert hurt == {"network.features.0", "network.features.4"}
+    assert hurt | {"network.head"} == set(notes["float_layers"])
+    assert notes["int8_layers"] == 1
+    assert any("went back to float" in s and "network.features.0" in s for s in outcome.report.statements)
+    assert "went back to float" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -177,42 +210,46 @@ def test_a_failed_gate_keeps_the_artefact_out(
         (("lenet5", "--weights", "none", "--precision", "fp32,fp32"), "name each precision once"),
         (("lenet5", "--weights", "none", "--data", "nowhere"), "nowhere: no such file or folder"),
         (("lenet5", "--weights", "none", "--waive", " "), "--waive needs a reason"),
-        (("lenet5", "--weights", "none", "--size", "8"), "lenet5"),
+        (("lenet5", "--weights", "none", "--size", "8"), "lenet5 does not take 1x8x8 images"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_gives_one_line_and_nothing_written(line: tuple[str, ...], says: str, tmp_path: Path, zoo: Zoo) -> None:
-    done = zoo("export", *line, "--out", tmp_path / "out", check=2, cwd=tmp_path)
-    last = done.stderr.strip().splitlines()[-1]
+def test_bad_input_gives_one_line_and_nothing_written(
+    line: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert execute(["export", *line, "--out", str(tmp_path / "out")]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("zoo: error: ")
     assert says in last
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, zoo: Zoo) -> None:
+def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    done = zoo("export", "lenet5", "--weights", "none", "--out", out, check=2)
-    assert "already holds something" in done.stderr
+    assert execute(["export", "lenet5", "--weights", "none", "--out", str(out)]) == 2
+    assert "already holds something" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["precious.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_data_of_other_labels_is_refused(lenet_checkpoint: Path, tmp_path: Path, zoo: Zoo) -> None:
+def test_data_of_other_labels_is_refused(
+    lenet_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(4):
             pixels = np.random.default_rng(index).integers(0, 256, size=(30, 30), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{index}.png")
-    done = zoo("export", lenet_checkpoint, "--data", tmp_path / "photos", "--out", tmp_path / "out", check=2)
-    assert "label 'cat' is not one of the network's 5 labels" in done.stderr
+    line = ["export", lenet_checkpoint, "--data", tmp_path / "photos", "--out", tmp_path / "out"]
+    assert execute([str(a) for a in line]) == 2
+    assert "label 'cat' is not one of the network's 5 labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_help_imports_no_torch(zoo: Zoo) -> None:
-    import sys
-
+def test_help_imports_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "zoo", "export", "--help"], capture_output=True, text=True, check=True
     )

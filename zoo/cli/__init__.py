@@ -126,10 +126,10 @@ def _completion(ctx: click.Context, shell: str | None) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 a gate failed, 2 bad input or a missing part, 130 interrupted."""
-    sys.exit(run(args))
+    sys.exit(execute(args))
 
 
-def run(args: Sequence[str] | None = None) -> int:
+def execute(args: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every foreseeable error is one line on standard error."""
     try:
         result: Any = cli.main(args=list(args) if args is not None else None, prog_name="zoo", standalone_mode=False)

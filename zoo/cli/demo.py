@@ -75,7 +75,7 @@ def command(out: Path, quick: bool) -> None:
     split = ["--val-share", str(VAL_SHARE), "--seed", str(SEED)]
     epochs = "4" if quick else "12"
     _zoo("finetune", "lenet5", "--weights", "none", "--data", old, "--out", base, "--epochs", epochs, *split)
-    _zoo("finetune", base, "--data", new, "--out", tuned, "--epochs", epochs, *split)
+    _zoo("finetune", base, "--data", new, "--out", tuned, "--epochs", epochs, "--lr", "0.005", *split)
     _zoo("evaluate", tuned, "--data", new)
     _zoo("export", tuned, "--to", "onnx", "--precision", "fp32,int8", "--data", new, "--out", bundle)
     _zoo("pack", bundle, "--out", packed)

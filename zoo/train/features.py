@@ -76,7 +76,8 @@ def head_is_last(network: nn.Module, head: nn.Module, shape: tuple[int, int, int
 
 def trunk(network: nn.Module, head: nn.Module, shape: tuple[int, int, int], device: torch.device) -> tuple[Trunk, str, Callable[[], None]]:
     """The frozen part as a function, what runs it (for a person), and what to call when done with it."""
-    module = _HeadInput(network.eval(), head)
+    # the wrapper too: torch.onnx.export gives every module in it the wrapper's mode back when it is done
+    module = _HeadInput(network, head).eval()
 
     @torch.no_grad()
     def by_torch(batch: np.ndarray) -> np.ndarray:
