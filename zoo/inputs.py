@@ -190,7 +190,7 @@ def frame(width: int, height: int, spec: ImageInput) -> Frame:
     return Frame(width=width, height=height, box=box, place=(0, 0, spec.width, spec.height))
 
 
-_REACH = {"bicubic": 2.0, "lanczos": 3.0}
+_REACH = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 """How far a filter reaches to each side, in pixels of the larger scale."""
 
 
@@ -200,15 +200,15 @@ def _scale(
     """``box`` of ``image`` at ``size``, as if the whole image had been resized and then cropped.
 
     From version 13 Pillow goes along the columns first where that is cheaper: for the crop of an upright photo, but
-    not for the whole of it. Between the two passes values are cut to 0..255, so with bicubic and lanczos, which
-    overshoot, the order is worth up to twelve steps of 255. Here such crops go along the rows first, as the whole
+    not for the whole of it. Between the two passes values are rounded and cut to 0..255, so with bicubic and lanczos,
+    which overshoot, the order is worth up to twelve steps of 255. Here such crops go along the rows first, as the whole
     image does unless it is shrunk and more than twice as high as wide.
     """
     filter = _FILTERS[spec.interpolation]
     left, top, right, bottom = box
     shrinks = size[1] < bottom - top
     same_order = image.height <= image.width or (shrinks and image.height > 2 * image.width)
-    if spec.resize != "shortest" or spec.interpolation in ("nearest", "bilinear") or same_order:
+    if spec.resize != "shortest" or spec.interpolation == "nearest" or same_order:
         return image.resize(size, filter, box=box)
     # only the rows that the second pass will look at
     reach = _REACH[spec.interpolation] * max(1.0, (bottom - top) / size[1]) + 1

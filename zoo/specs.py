@@ -144,7 +144,8 @@ class Architecture(Spec):
     task: str
     input: ImageInput
     head: str
-    """Dotted name of the module that maps features to classes; it is what transfer learning replaces."""
+    """Dotted name of the module that maps features to classes; it is what transfer learning replaces. Several,
+    comma-separated, where a network averages more than one (distilled transformers do)."""
     weights: tuple[Weights, ...] = ()
     """The first is what ``pretrained`` means."""
     license: str = ""

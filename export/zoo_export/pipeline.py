@@ -22,7 +22,7 @@ from zoo.data import Dataset, audit, open_data
 from zoo.errors import DataError, ExportError, GateFailed, ImageError
 from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, preprocess_batch
-from zoo.parity import FAIL, PASS, Candidate, Reference, Samples
+from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
 from zoo.parity.evidence import collect, machine, natural_images
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
@@ -401,14 +401,14 @@ class _Maker:
     def _quantise(
         self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
     ) -> _Made:
-        """Convert; where the numbers or the accuracy fail, put the layers that hurt most back to float and try again.
+        """Convert; where the numbers or the accuracy suffer too much, put the layers that hurt most back to float and try again.
 
         A pass takes part in this by offering ``sensitivity(artifact, calibration)``: its layers, the worst first.
         """
         made = self._judge(self._convert(plan, convert, base, calibration))
         if not hasattr(convert, "sensitivity") or not _hurt(made):
             return made
-        self.note(f"{plan.precision}: a gate failed; looking for the layers that hurt most")
+        self.note(f"{plan.precision}: too much is lost; looking for the layers that hurt most")
         ranked = convert.sensitivity(base, calibration)
         kept: list[Any] = []
         for turn in range(FALLBACK_ROUNDS):
@@ -429,7 +429,7 @@ class _Maker:
             made.artifact, made.report = replace(made.artifact, notes=notes), replace(made.report, notes=notes)
             shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
             count = f"{len(worst)} layer{'s' if len(worst) > 1 else ''}"
-            self.statements.append(f"{plan.precision}: {count} went back to float, because a gate failed otherwise: {shown}.")
+            self.statements.append(f"{plan.precision}: {count} went back to float, because it lost too much without: {shown}.")
             self.note(self.statements[-1])
         return made
 
@@ -480,8 +480,15 @@ class _Maker:
 
 
 def _hurt(made: _Made) -> bool:
-    """Whether precision is to blame: latency would not improve by going back to float."""
-    return any(f.verdict == FAIL and f.gate in ("numbers", "accuracy") for f in made.report.findings)
+    """Whether precision is to blame: numbers or accuracy failed, or the images at hand show a drop beyond the margin
+    without being enough to prove it. Latency would not improve by going back to float.
+    """
+    for finding in made.report.findings:
+        if finding.gate in ("numbers", "accuracy") and finding.verdict == FAIL:
+            return True
+        if finding.gate == "accuracy" and finding.verdict == INCONCLUSIVE:
+            return bool(finding.figures["difference"] < finding.figures["margin"])
+    return False
 
 
 # -- the bundle ------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def test_nothing_heavy_is_imported(line: list[str]) -> None:
 def test_list_shows_all_and_finds_by_word_glob_and_short_name(zoo) -> None:
     lines = zoo("list").stdout.splitlines()
     assert len(lines) == 2 + len(get_registry().names(Architecture)) > 1000
-    assert [a["name"] for a in json.loads(zoo("list", "lenet", "--json").stdout)] == ["lenet5"]
+    assert [a["name"] for a in json.loads(zoo("list", "lenet5", "--json").stdout)] == ["lenet5"]
+    assert "lenet5" in [a["name"] for a in json.loads(zoo("list", "lenet", "--json").stdout)]
     glob = [a["name"] for a in json.loads(zoo("list", "mobilenetv2_*", "--json").stdout)]
     assert "mobilenetv2_100" in glob
     assert all(n.startswith("mobilenetv2_") for n in glob)
@@ -55,7 +56,7 @@ def test_show_says_everything(zoo) -> None:
 
 
 def test_show_names_the_nearest(zoo) -> None:
-    assert "did you mean mobilenetv2_100" in zoo("show", "mobilenetv2_10O", check=2).stderr
+    assert "mobilenetv2_100 or" in zoo("show", "mobilenetv2_10O", check=2).stderr
 
 
 def test_plugins(zoo) -> None:

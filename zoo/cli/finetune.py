@@ -36,20 +36,57 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 
 @click.command()
 @click.argument("source", metavar="ARCHITECTURE|CHECKPOINT", required=False, shell_complete=complete_architecture)
-@click.option("--data", type=click.Path(), help="Images: one folder a class (with train/ and val/ or without), idx files, or a CSV of path,label.")
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Images: one folder a class (with train/ and val/ or without), idx files, or a CSV of path,label.",
+)
 @click.option("--format", default="", metavar="NAME", help="The data's format, where it is not recognised by itself.")
-@click.option("--val-share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.2, show_default=True, help="Set aside for validation where the data has no val split.")
+@click.option(
+    "--val-share",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Set aside for validation where the data has no val split.",
+)
 @click.option("--out", type=click.Path(), help="The run's folder.  [default: runs/ARCHITECTURE]")
-@click.option("--weights", default="", metavar="pretrained|none|TAG|FILE", help="Weights to start from.  [default: pretrained, or none where there are none]")
-@click.option("--channels", type=click.IntRange(1, 64), help="Input channels; the first layer is adapted and keeps its weights.")
+@click.option(
+    "--weights",
+    default="",
+    metavar="pretrained|none|TAG|FILE",
+    help="Weights to start from.  [default: pretrained; none where nobody published any]",
+)
+@click.option(
+    "--channels", type=click.IntRange(1, 64), help="Input channels; the first layer is adapted and keeps its weights."
+)
 @click.option("--size", type=click.IntRange(1, 16384), help="Input height and width in pixels.")
 @click.option("--epochs", type=click.IntRange(0), help="Epochs of the whole network.  [default: 5, from scratch 10]")
-@click.option("--head-epochs", type=click.IntRange(0), help="Epochs of a new head before that, on cached features.  [default: 30]")
-@click.option("--batch-size", type=_NumberOr(int, "auto"), help="auto: what fits in memory.  [default: 32; 128 from 10 000 images on]")
-@click.option("--lr", type=_NumberOr(float, "auto"), help="Learning rate; auto: by a range test.  [default: 0.0005, from scratch 0.002]")
-@click.option("--lr-decay", type=click.FloatRange(0.0, 1.0, min_open=True), default=0.5, show_default=True, help="Each deeper group of layers learns this much slower.")
+@click.option(
+    "--head-epochs", type=click.IntRange(0), help="Epochs of a new head before that, on cached features.  [default: 30]"
+)
+@click.option(
+    "--batch-size",
+    metavar="N|auto",
+    type=_NumberOr(int, "auto"),
+    help="auto: what fits in memory.  [default: 32; 128 from 10 000 images on]",
+)
+@click.option(
+    "--lr",
+    metavar="X|auto",
+    type=_NumberOr(float, "auto"),
+    help="Learning rate; auto: by a range test.  [default: 0.0005, from scratch 0.002]",
+)
+@click.option(
+    "--lr-decay",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Each deeper group of layers learns this much slower.",
+)
 @click.option("--weight-decay", type=click.FloatRange(0.0), default=0.05, show_default=True)
-@click.option("--augment/--no-augment", default=None, help="Random crops and mirroring.  [default: for photos, not for glyphs]")
+@click.option(
+    "--augment/--no-augment", default=None, help="Random crops and mirroring.  [default: for photos, not for glyphs]"
+)
 @click.option("--flip/--no-flip", default=None, help="Mirroring alone.")
 @click.option("--randaugment", type=click.IntRange(0, 30), default=0, help="RandAugment's magnitude; 9 is usual.")
 @click.option("--mixup", type=click.FloatRange(0.0), default=0.0, help="Mixup's alpha; 0.2 is usual.")
@@ -57,8 +94,15 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 @click.option("--label-smoothing", "smoothing", type=SHARE, default=0.0, help="0.1 is usual.")
 @click.option("--ema", type=SHARE, default=0.0, help="Decay of averaged weights; 0.999 is usual.")
 @click.option("--balance", is_flag=True, help="Rare classes weigh more in the loss.")
-@click.option("--patience", type=click.IntRange(0), default=0, help="Stop after so many epochs without a better one; 0: never.")
-@click.option("--precision", default="auto", show_default=True, help="Lightning's: 32-true, bf16-mixed, …; auto: bf16 where the hardware has it.")
+@click.option(
+    "--patience", type=click.IntRange(0), default=0, help="Stop after so many epochs without a better one; 0: never."
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="Lightning's: 32-true, bf16-mixed, …; auto: bf16 where the hardware has it.",
+)
 @click.option("--accelerator", default="auto", show_default=True, help="Lightning's: cpu, gpu, mps, auto.")
 @click.option("--devices", default="1", show_default=True, help="Lightning's: how many, or which.")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
@@ -67,7 +111,15 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 @click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with a stopped run; its own options count.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @json_option
-def command(source: str | None, data: str | None, out: str | None, resume: str | None, overwrite: bool, as_json: bool, **rest: Any) -> None:
+def command(
+    source: str | None,
+    data: str | None,
+    out: str | None,
+    resume: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **rest: Any,
+) -> None:
     """Adapt a network to your images by transfer learning.
 
     A new head is trained first, on features that the frozen network computes once; then the layers join from the
@@ -84,10 +136,11 @@ def command(source: str | None, data: str | None, out: str | None, resume: str |
     """
     if resume is not None:
         if source is not None or data is not None:
-            raise click.UsageError("--resume RUN goes on with the run's own options: leave out the architecture and --data")
+            raise click.UsageError(
+                "--resume RUN goes on with the run's own options: leave out the architecture and --data"
+            )
     elif source is None or data is None:
         raise click.UsageError("give an architecture (or a checkpoint) and --data, or --resume RUN")
-    # the words of the option, not a default, so that a stranger's environment gets the install line
     module = "zoo.train.finetune"
     options_type = resolve(f"{module}:Options", "fine-tuning")
     if resume is not None:
@@ -115,8 +168,16 @@ def command(source: str | None, data: str | None, out: str | None, resume: str |
     if as_json:
         emit_json(summary.to_dict())
         return
-    figures = [(k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in summary.metrics.items() if k != "classes"]
-    rows = [("architecture", summary.architecture), *figures, ("time", f"{summary.seconds:.0f} s"), ("checkpoint", summary.checkpoint), ("report", summary.report)]
+    figures = [
+        (k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in summary.metrics.items() if k != "classes"
+    ]
+    rows = [
+        ("architecture", summary.architecture),
+        *figures,
+        ("time", f"{summary.seconds:.0f} s"),
+        ("checkpoint", summary.checkpoint),
+        ("report", summary.report),
+    ]
     click.echo(table(rows, ("", "best epoch, validation")))
     click.echo(f"\nnext: zoo export {folder} --data {_data_of(folder, data)} --out {folder}/bundle")
 

@@ -48,7 +48,9 @@ class Augment:
     def __bool__(self) -> bool:
         return self.crop < 1.0 or self.flip or self.magnitude > 0
 
-    def __call__(self, image: Image.Image | np.ndarray, spec: ImageInput, rng: np.random.Generator) -> Image.Image | np.ndarray:
+    def __call__(
+        self, image: Image.Image | np.ndarray, spec: ImageInput, rng: np.random.Generator
+    ) -> Image.Image | np.ndarray:
         """An image of :func:`zoo.inputs.read_image` to one of ``spec.width x spec.height``, 8 bits."""
         if self.crop < 1.0:
             width, height = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
@@ -56,7 +58,11 @@ class Augment:
         else:
             image = resize(image, spec)
         if self.flip and rng.random() < 0.5:
-            image = np.ascontiguousarray(image[:, ::-1]) if isinstance(image, np.ndarray) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = (
+                np.ascontiguousarray(image[:, ::-1])
+                if isinstance(image, np.ndarray)
+                else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            )
         if self.magnitude:
             if not isinstance(image, Image.Image) or image.mode not in ("L", "RGB"):
                 raise DataError("RandAugment knows grey and RGB images only: leave out --randaugment")
@@ -71,7 +77,9 @@ def default_augment(data: Dataset, spec: ImageInput) -> Augment:
     return Augment(crop=0.35, flip=True)
 
 
-def _random_box(width: int, height: int, spec: ImageInput, least: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+def _random_box(
+    width: int, height: int, spec: ImageInput, least: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
     """A random crop as in Szegedy et al. 2015 (arXiv:1409.4842): area ``least``..1, aspect 3/4..4/3 of the input's."""
     area = width * height
     aspect = spec.width / spec.height
@@ -87,9 +95,13 @@ def _random_box(width: int, height: int, spec: ImageInput, least: float, rng: np
     return (left, top, left + w, top + h)
 
 
-def _resize_box(image: Image.Image | np.ndarray, box: tuple[float, float, float, float], spec: ImageInput) -> Image.Image | np.ndarray:
+def _resize_box(
+    image: Image.Image | np.ndarray, box: tuple[float, float, float, float], spec: ImageInput
+) -> Image.Image | np.ndarray:
     if isinstance(image, np.ndarray):
-        bands = [_resize_box(Image.fromarray(np.ascontiguousarray(image[:, :, c])), box, spec) for c in range(image.shape[2])]
+        bands = [
+            _resize_box(Image.fromarray(np.ascontiguousarray(image[:, :, c])), box, spec) for c in range(image.shape[2])
+        ]
         return np.stack([np.asarray(band) for band in bands], axis=2)
     return image.resize((spec.width, spec.height), _FILTERS[spec.interpolation], box=box)
 
@@ -115,7 +127,15 @@ def _rand_augment(image: Image.Image, magnitude: int, spec: ImageInput, rng: np.
                 shear[axis] = math.degrees(math.atan(sign * 0.3 * share))
             else:
                 move[axis] = round(sign * share * 150.0 / 331.0 * image.size[axis])
-            image = F.affine(image, angle=angle, translate=move, scale=1.0, shear=shear, interpolation=F.InterpolationMode.BILINEAR, fill=fill)
+            image = F.affine(
+                image,
+                angle=angle,
+                translate=move,
+                scale=1.0,
+                shear=shear,
+                interpolation=F.InterpolationMode.BILINEAR,
+                fill=fill,
+            )
         elif name == "posterize":
             image = F.posterize(image, 8 - round(4 * share))
         elif name == "solarize":
@@ -127,7 +147,12 @@ def _rand_augment(image: Image.Image, magnitude: int, spec: ImageInput, rng: np.
         elif name in ("brightness", "color", "contrast", "sharpness"):
             if name == "color" and image.mode == "L":
                 continue
-            change = {"brightness": F.adjust_brightness, "color": F.adjust_saturation, "contrast": F.adjust_contrast, "sharpness": F.adjust_sharpness}
+            change = {
+                "brightness": F.adjust_brightness,
+                "color": F.adjust_saturation,
+                "contrast": F.adjust_contrast,
+                "sharpness": F.adjust_sharpness,
+            }
             image = change[name](image, 1.0 + sign * 0.9 * share)
     return image
 
@@ -139,7 +164,9 @@ class Images:
     Safe to call from several threads.
     """
 
-    def __init__(self, data: Dataset, spec: ImageInput, augment: Augment | None = None, *, budget_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, data: Dataset, spec: ImageInput, augment: Augment | None = None, *, budget_bytes: int = 1 << 30
+    ) -> None:
         self.data, self.spec, self.augment = data, spec, augment or Augment()
         self._budget = budget_bytes
         self._decoded: dict[int, Image.Image | np.ndarray] = {}
@@ -263,4 +290,3 @@ class Loader:
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-

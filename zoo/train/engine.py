@@ -149,13 +149,17 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
             for decayed in (True, False):
                 parameters = [p for p in group if (p.ndim > 1) == decayed]
                 if parameters:
-                    sets.append({"params": parameters, "lr": rate, "weight_decay": self.recipe.weight_decay if decayed else 0.0})
+                    sets.append(
+                        {"params": parameters, "lr": rate, "weight_decay": self.recipe.weight_decay if decayed else 0.0}
+                    )
         optimizer = torch.optim.AdamW(sets, lr=self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self._steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _layout(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last if self.recipe.channels_last and x.ndim == 4 else torch.contiguous_format)
+        return x.contiguous(
+            memory_format=torch.channels_last if self.recipe.channels_last and x.ndim == 4 else torch.contiguous_format
+        )
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -221,7 +225,9 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
             total = self.trainer.strategy.reduce(total.to(self.device, torch.float32), reduce_op="sum").double().cpu()
         count = max(1.0, float(total[0]))
         if not bool(torch.isfinite(total).all()):
-            raise ZooError(f"the validation loss became NaN or infinite in epoch {self.current_epoch + 1}: lower --lr (now {self.lr:.3g})")
+            raise ZooError(
+                f"the validation loss became NaN or infinite in epoch {self.current_epoch + 1}: lower --lr (now {self.lr:.3g})"
+            )
         self.figures.update(val_loss=float(total[1]) / count, val_metric=float(total[2]) / count)
 
     def on_validation_model_eval(self) -> None:
@@ -353,7 +359,10 @@ class AtomicIO(TorchCheckpointIO):  # type: ignore[misc]
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's tips and its advice to people who write training loops, kept from people who use one."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning", "torch.distributed")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning", "torch.distributed")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

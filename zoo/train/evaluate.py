@@ -21,19 +21,24 @@ def outputs_of(
     data: Dataset,
     *,
     device: torch.device | str = "cpu",
-    batch: int = 16,
+    batch: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """The task's outputs over ``data`` by name, (N, …) float32 each. Raises ImageError."""
     module = deployable(model).to(device).float()
+    # twice as fast on depthwise convolutions, and the same numbers to within rounding
+    layout = torch.channels_last if min(model.input.height, model.input.width) >= 64 else torch.contiguous_format
+    module = module.to(memory_format=layout)
+    batch = batch or (16 if layout == torch.channels_last else 256)
     images = Images(data, model.input, budget_bytes=0)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in model.task.outputs}
     for start in range(0, len(data), batch):
-        tensor = np.ascontiguousarray(images.batch(range(start, min(start + batch, len(data)))))
-        raw = module(torch.from_numpy(tensor).to(device))
+        tensor = torch.from_numpy(images.batch(range(start, min(start + batch, len(data)))))
+        raw = module(tensor.to(device).contiguous(memory_format=layout))
         for name, value in zip(model.task.outputs, raw, strict=True):
             parts[name].append(value.cpu().numpy())
         progress(min(start + batch, len(data)))
+    module.to(memory_format=torch.contiguous_format)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
@@ -42,7 +47,7 @@ def evaluate(
     data: Dataset,
     *,
     device: torch.device | str = "cpu",
-    batch: int = 16,
+    batch: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(figures of the task's metric, JSON-ready; raw outputs). Labels are matched by name.

@@ -68,13 +68,22 @@ def head_is_last(network: nn.Module, head: nn.Module, shape: tuple[int, int, int
     try:
         with torch.no_grad():
             device = next(network.parameters()).device
-            raw = network.eval()(torch.linspace(-1, 1, 2 * shape[0] * shape[1] * shape[2], device=device).reshape(2, *shape))
+            raw = network.eval()(
+                torch.linspace(-1, 1, 2 * shape[0] * shape[1] * shape[2], device=device).reshape(2, *shape)
+            )
     finally:
         hook.remove()
-    return len(calls) == 1 and isinstance(calls[0], Tensor) and isinstance(raw, Tensor) and torch.equal(calls[0].flatten(1), raw)
+    return (
+        len(calls) == 1
+        and isinstance(calls[0], Tensor)
+        and isinstance(raw, Tensor)
+        and torch.equal(calls[0].flatten(1), raw)
+    )
 
 
-def trunk(network: nn.Module, head: nn.Module, shape: tuple[int, int, int], device: torch.device) -> tuple[Trunk, str, Callable[[], None]]:
+def trunk(
+    network: nn.Module, head: nn.Module, shape: tuple[int, int, int], device: torch.device
+) -> tuple[Trunk, str, Callable[[], None]]:
     """The frozen part as a function, what runs it (for a person), and what to call when done with it."""
     # the wrapper too: torch.onnx.export gives every module in it the wrapper's mode back when it is done
     module = _HeadInput(network, head).eval()

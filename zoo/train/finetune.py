@@ -99,11 +99,21 @@ class Summary:
     already_finished: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "folder": str(self.folder), "checkpoint": str(self.checkpoint), "report": str(self.report)}
+        return {
+            **asdict(self),
+            "folder": str(self.folder),
+            "checkpoint": str(self.checkpoint),
+            "report": str(self.report),
+        }
 
 
 def finetune(
-    options: Options, out: Path, *, overwrite: bool = False, say: Say = lambda text: None, progress: Progress | None = None
+    options: Options,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+    progress: Progress | None = None,
 ) -> Summary | None:
     """Fine-tune into the new folder ``out``. Returns None in the helper processes of a run on several devices.
 
@@ -119,10 +129,14 @@ def finetune(
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             if (out / RUN).is_file():
-                raise OutputError(f"{out} already holds a run: go on with it by --resume {out}, or choose another --out, or --overwrite")
+                raise OutputError(
+                    f"{out} already holds a run: go on with it by --resume {out}, or choose another --out, or --overwrite"
+                )
             raise OutputError(f"{out} already holds something: choose another --out, or --overwrite")
         if not (out / RUN).is_file():
-            raise OutputError(f"{out} holds something that is not a run, and --overwrite removes only runs: choose another --out")
+            raise OutputError(
+                f"{out} holds something that is not a run, and --overwrite removes only runs: choose another --out"
+            )
     # everything that can be wrong with the input is found out before anything is written
     run = _Run(options, out, say, progress)
     run.prepare()
@@ -169,7 +183,9 @@ def _read_run(out: Path) -> dict[str, Any]:
     try:
         record = json.loads((out / RUN).read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{out} holds no run that could be resumed: give the folder that `zoo finetune --out` named") from None
+        raise CheckpointError(
+            f"{out} holds no run that could be resumed: give the folder that `zoo finetune --out` named"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{out / RUN} cannot be read: {error}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
@@ -215,7 +231,9 @@ class _Run:
         if folder is None:
             architecture = get_registry().get(Architecture, o.source)
             if architecture.task != "classify":
-                raise CheckpointError(f"{architecture.name} is for {architecture.task}; fine-tuning is for classify so far")
+                raise CheckpointError(
+                    f"{architecture.name} is for {architecture.task}; fine-tuning is for classify so far"
+                )
             if architecture.name != o.source:
                 self.say(f"{o.source} means {architecture.name}")
             if not o.weights and not architecture.weights:
@@ -226,7 +244,9 @@ class _Run:
             if set(known) == set(splits.labels):  # the same classes in another order: the head can stay
                 self.train_data, self.val_data = self.train_data.relabelled(known), self.val_data.relabelled(known)
         self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
-        self.model = open_model(o.source, weights=weights, labels=self.train_data.labels, channels=o.channels, size=o.size)
+        self.model = open_model(
+            o.source, weights=weights, labels=self.train_data.labels, channels=o.channels, size=o.size
+        )
         self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
         self.task = self.model.task.resolve()()
         self.scratch = self.model.weights == "none"
@@ -238,7 +258,9 @@ class _Run:
             self.say(f"warning: {note}")
         if data.faults:
             first = data.faults[0]
-            self.say(f"warning: {len(data.faults)} images of the {data.split} split cannot be read and are left out (first: {first.reason})")
+            self.say(
+                f"warning: {len(data.faults)} images of the {data.split} split cannot be read and are left out (first: {first.reason})"
+            )
         return data
 
     # -- what is left open -------------------------------------------------------------------------------------
@@ -291,7 +313,9 @@ class _Run:
         if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
             return torch.device("cuda")
         if wanted in ("gpu", "cuda"):
-            raise ZooError(f"--accelerator {wanted}: this machine has no GPU that torch can use: `zoo doctor` says what it has")
+            raise ZooError(
+                f"--accelerator {wanted}: this machine has no GPU that torch can use: `zoo doctor` says what it has"
+            )
         if wanted == "mps" or (wanted == "auto" and torch.backends.mps.is_available()):
             return torch.device("mps")
         return torch.device("cpu")
@@ -379,7 +403,11 @@ class _Run:
             steps=s["head_epochs"] * len(batches(range(len(x)), size)),
             weight=self._class_weight(),
         )
-        train = Loader(lambda epoch: batches(shuffled(len(x), o.seed, epoch), size), train_batch, epoch=lambda: module.current_epoch)
+        train = Loader(
+            lambda epoch: batches(shuffled(len(x), o.seed, epoch), size),
+            train_batch,
+            epoch=lambda: module.current_epoch,
+        )
         val = Loader(lambda epoch: batches(range(len(val_y)), 1024), val_batch)
         kept: dict[str, Tensor] = {}
 
@@ -387,7 +415,15 @@ class _Run:
             kept.update({k: v.detach().cpu().clone() for k, v in head.state_dict().items()})
 
         lines: list[str] = []
-        recorder = Record(phase="head", metric_name=self.task.metric_name, rows=[], best=None, keep=keep, say=lines.append, patience=o.patience)
+        recorder = Record(
+            phase="head",
+            metric_name=self.task.metric_name,
+            rows=[],
+            best=None,
+            keep=keep,
+            say=lines.append,
+            patience=o.patience,
+        )
         trainer = self._trainer(s["head_epochs"], [recorder], precision="32-true", devices="1", nodes=1)
         fit(trainer, module, train, val)
         self.say(lines[-1])
@@ -411,7 +447,9 @@ class _Run:
             metric_name=self.task.metric_name,
             rows=rows,
             best=best,
-            keep=lambda fitting, row: self._keep(fitting.best_network, (row["val_metric"], -row["val_loss"]), "network"),
+            keep=lambda fitting, row: self._keep(
+                fitting.best_network, (row["val_metric"], -row["val_loss"]), "network"
+            ),
             csv_path=self.out / "metrics.csv",
             state_path=self.out / STATE,
             patience=o.patience,
@@ -475,7 +513,9 @@ class _Run:
             mixer=self.half.mixer(len(model.labels), mixup=o.mixup, cutmix=o.cutmix),
         )
         threads = min(4, cores()) if o.workers is None else o.workers
-        train = Loader(train_plan, train_batch, epoch=lambda: module.current_epoch, workers=0 if train_images.compact else threads)
+        train = Loader(
+            train_plan, train_batch, epoch=lambda: module.current_epoch, workers=0 if train_images.compact else threads
+        )
         val = Loader(val_plan, val_batch, workers=threads if not val_images.compact else 0)
         return module, train, val
 
@@ -485,7 +525,9 @@ class _Run:
     def _keep(self, network: nn.Module, best: tuple[float, float], phase: str) -> None:
         best_model = replace(self.model, network=network)
         metrics = {self.task.metric_name: best[0], "val_loss": -best[1], "phase": phase}
-        save_checkpoint(self.out / "checkpoint", best_model, metrics=metrics, data=self._data_facts(), seed=self.options.seed)
+        save_checkpoint(
+            self.out / "checkpoint", best_model, metrics=metrics, data=self._data_facts(), seed=self.options.seed
+        )
 
     def _data_facts(self) -> dict[str, Any]:
         return {
@@ -543,8 +585,15 @@ class _Run:
             ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
             ("architecture", self.model.architecture.name),
             ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
-            ("input", " × ".join(map(str, self.model.input.shape)) + f", {self.model.input.resize}, {self.model.input.interpolation}"),
-            ("epochs", f"{s['head_epochs'] if s['head_cached'] else 0} of the head on cached features, {s['epochs']} of the network"),
+            (
+                "input",
+                " × ".join(map(str, self.model.input.shape))
+                + f", {self.model.input.resize}, {self.model.input.interpolation}",
+            ),
+            (
+                "epochs",
+                f"{s['head_epochs'] if s['head_cached'] else 0} of the head on cached features, {s['epochs']} of the network",
+            ),
             ("batch, learning rate", f"{s['batch_size']}, {s['lr']:.3g} (decay {o.lr_decay:g} a group)"),
             ("precision", s["precision"] + (", channels-last" if s["channels_last"] else "")),
             ("augmentation", ", ".join(f"{k} {v}" for k, v in s["augment"].items())),
@@ -566,7 +615,11 @@ class _Run:
                 devices=devices if devices == "auto" or "," in devices else int(devices),
                 num_nodes=nodes,
                 # a group that is not open yet has no gradients
-                strategy="ddp_find_unused_parameters_true" if several and not self.scratch else "ddp" if several else "auto",
+                strategy="ddp_find_unused_parameters_true"
+                if several and not self.scratch
+                else "ddp"
+                if several
+                else "auto",
                 precision=precision,
                 callbacks=callbacks,
                 plugins=[AtomicIO()],
@@ -602,7 +655,9 @@ class _Run:
                 max_epochs=-1, accelerator=self._device().type, devices=1, precision=self.settled["precision"], logger=False,
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
             )  # fmt: skip
-            finder = Tuner(trainer).lr_find(module, train_dataloaders=train, min_lr=1e-6, max_lr=0.3, num_training=40, update_attr=False)
+            finder = Tuner(trainer).lr_find(
+                module, train_dataloaders=train, min_lr=1e-6, max_lr=0.3, num_training=40, update_attr=False
+            )
             found = None if finder is None else finder.suggestion()
         self.model.network.cpu().load_state_dict(kept)
         if found is None or not math.isfinite(found):
@@ -641,7 +696,9 @@ class _Run:
                     torch.cuda.empty_cache()
                     size //= 2
         except Exception as error:
-            raise PluginError(f"{self.model.architecture.name} cannot make a training step: {type(error).__name__}: {error}") from error
+            raise PluginError(
+                f"{self.model.architecture.name} cannot make a training step: {type(error).__name__}: {error}"
+            ) from error
         finally:
             network.load_state_dict(kept)
             network.cpu().eval()
@@ -661,7 +718,9 @@ _HEAD_LR = 3e-3
 
 
 def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    return (
+        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    )
 
 
 def _precision(wanted: str, device: torch.device, large: bool) -> str:

@@ -51,9 +51,10 @@ class Model:
 
     @property
     def head(self) -> nn.Module:
-        """The module that maps features to classes. Raises PluginError where the architecture names none."""
+        """The module that maps features to classes (a ModuleList of several). Raises PluginError where there is none."""
         try:
-            return self.network.get_submodule(self.architecture.head)
+            parts = [self.network.get_submodule(name) for name in self.architecture.head.split(",")]
+            return parts[0] if len(parts) == 1 else nn.ModuleList(parts)
         except AttributeError:
             raise PluginError(
                 f"architecture '{self.architecture.name}': the network has no module '{self.architecture.head}' (its head)"
@@ -111,7 +112,9 @@ def open_model(
         names = tuple(labels) if labels is not None else _label_set(first, count) if first else _numbered(count)
         recipe = _recipe(architecture.input, channels, size)
         provenance["weights"] = {"kind": "none"}
-        return _build(architecture, recipe, names, weights="none", options={}, state=None, keep_head=False, provenance=provenance)
+        return _build(
+            architecture, recipe, names, weights="none", options={}, state=None, keep_head=False, provenance=provenance
+        )
     tag = _tag(architecture, weights)
     if tag is not None:
         path = get_registry().open_weights(tag.uri, cache_folder())
@@ -121,7 +124,9 @@ def open_model(
             provenance["licences"].append(tag.license)
         recipe = _recipe(tag.input or architecture.input, channels, size)
         state = replace(read_state(path), source=f"weights '{tag.name}' of {architecture.name}")
-        keep = (labels is None and num_classes in (None, tag.num_classes)) or (labels is not None and tuple(labels) == known)
+        keep = (labels is None and num_classes in (None, tag.num_classes)) or (
+            labels is not None and tuple(labels) == known
+        )
         kind = "pretrained"
     else:
         path = Path(weights)
@@ -134,10 +139,25 @@ def open_model(
         keep, kind = True, "file"
         if not known and labels is None and num_classes is None:
             # a foreign layout is refused here, by the keys that differ; what is left lacks the head alone
-            _build(architecture, recipe, _numbered(10), weights=kind, options={}, state=state, keep_head=True, provenance={})
-            raise CheckpointError(f"{path} has no head '{architecture.head}': it can be fine-tuned, but gives no classes as it is")
-    names = tuple(labels) if labels is not None else known if num_classes in (None, len(known)) else _numbered(num_classes)
-    return _build(architecture, recipe, names, weights=kind, options={}, state=state, keep_head=keep, provenance=provenance)
+            _build(
+                architecture,
+                recipe,
+                _numbered(10),
+                weights=kind,
+                options={},
+                state=state,
+                keep_head=True,
+                provenance={},
+            )
+            raise CheckpointError(
+                f"{path} has no head '{architecture.head}': it can be fine-tuned, but gives no classes as it is"
+            )
+    names = (
+        tuple(labels) if labels is not None else known if num_classes in (None, len(known)) else _numbered(num_classes)
+    )
+    return _build(
+        architecture, recipe, names, weights=kind, options={}, state=state, keep_head=keep, provenance=provenance
+    )
 
 
 def find_checkpoint(source: str | os.PathLike[str]) -> Path | None:
@@ -156,7 +176,9 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path | None:
         return None
     if path.is_dir():
         if (path / "run.json").is_file():
-            raise CheckpointError(f"{text} is a run that has no checkpoint yet: go on with `zoo finetune --resume {text}`")
+            raise CheckpointError(
+                f"{text} is a run that has no checkpoint yet: go on with `zoo finetune --resume {text}`"
+            )
         try:
             get_registry().get(Architecture, text)  # a folder may happen to have an alias's name
         except UnknownName:
@@ -175,7 +197,9 @@ def run_name(source: str) -> str:
     Raises UnknownName, CheckpointError.
     """
     folder = find_checkpoint(source)
-    return get_registry().get(Architecture, source).name if folder is None else load_checkpoint(folder).architecture.name
+    return (
+        get_registry().get(Architecture, source).name if folder is None else load_checkpoint(folder).architecture.name
+    )
 
 
 def deployable(model: Model) -> nn.Module:
@@ -227,7 +251,9 @@ def _read_checkpoint(folder: Path) -> tuple[Model, State]:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     try:
         if record["schema"] != SCHEMA:
-            raise CheckpointError(f"{path} has schema {record['schema']}; this version of zoo ({__version__}) reads {SCHEMA}: upgrade zoo")
+            raise CheckpointError(
+                f"{path} has schema {record['schema']}; this version of zoo ({__version__}) reads {SCHEMA}: upgrade zoo"
+            )
         labels = tuple(str(label) for label in record["labels"])
         recipe = ImageInput.from_dict(record["input"])
         name, digest = str(record["architecture"]), str(record["weights"]["sha256"])
@@ -239,7 +265,9 @@ def _read_checkpoint(folder: Path) -> tuple[Model, State]:
     if not tensors.is_file():
         raise CheckpointError(f"{folder} has no {TENSORS}: copy the whole folder")
     if sha256_file(tensors) != digest:
-        raise CheckpointError(f"{tensors} is not the file that {RECORD} speaks of (its sha256 differs): copy the folder again")
+        raise CheckpointError(
+            f"{tensors} is not the file that {RECORD} speaks of (its sha256 differs): copy the folder again"
+        )
     state = read_state(tensors)
     model = _build(
         architecture,
@@ -270,19 +298,28 @@ def _build(
     task = get_registry().get(Task, architecture.task)
     build = architecture.resolve()
     size = (recipe.height, recipe.width)
-    if size != (architecture.input.height, architecture.input.width) and "img_size" in inspect.signature(build).parameters:
+    if (
+        size != (architecture.input.height, architecture.input.width)
+        and "img_size" in inspect.signature(build).parameters
+    ):
         options = {**options, "img_size": size}  # for networks whose weights depend on it
     merged = {**architecture.options, **options}
     try:
         network = build(num_classes=len(labels), in_channels=recipe.channels, **merged)
     except Exception as error:  # a stranger's code
-        raise PluginError(f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise PluginError(f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module")
+        raise PluginError(
+            f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module"
+        )
     kept = False
     if state is not None:
         state = replace(state, tensors=_untied(network, state))
         kept = fit(network, state, head=architecture.head, keep_head=keep_head, channels=recipe.channels)
+        if not kept:
+            _start_small(network, architecture.head)
     return Model(
         architecture=architecture,
         network=network.eval(),
@@ -293,6 +330,17 @@ def _build(
         options=dict(options),
         provenance={**provenance, "head": "kept" if kept else "new"},
     )
+
+
+def _start_small(network: nn.Module, name: str) -> None:
+    """A new head on trained features starts near zero: the initialisation of some libraries is meant for training
+    everything from nothing, and with few classes its logits are so large that the head first has to unlearn them."""
+    with contextlib.suppress(AttributeError):
+        head = network.get_submodule(name)
+        if isinstance(head, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(head.weight, std=0.01)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
 
 
 def _untied(network: nn.Module, state: State) -> Mapping[str, torch.Tensor]:
@@ -320,9 +368,15 @@ def _tag(architecture: Architecture, weights: str) -> Weights | None:
     for tag in architecture.weights:
         if tag.name == weights:
             return tag
-    if Path(weights).exists() or os.sep in weights or Path(weights).suffix in (".safetensors", ".pth", ".th", ".pt", ".bin", ".ckpt"):
+    if (
+        Path(weights).exists()
+        or os.sep in weights
+        or Path(weights).suffix in (".safetensors", ".pth", ".th", ".pt", ".bin", ".ckpt")
+    ):
         return None
-    raise UnknownName(f"weights of {architecture.name}", weights, ["pretrained", "none", *(t.name for t in architecture.weights)])
+    raise UnknownName(
+        f"weights of {architecture.name}", weights, ["pretrained", "none", *(t.name for t in architecture.weights)]
+    )
 
 
 def _recipe(recipe: ImageInput, channels: int | None, size: int | None) -> ImageInput:

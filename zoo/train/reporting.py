@@ -43,7 +43,14 @@ def curves_picture(rows: Sequence[Mapping[str, Any]], metric_name: str) -> bytes
         for i in range(1, len(rows)):
             if rows[i]["phase"] != rows[i - 1]["phase"]:
                 axis.axvline(i + 0.5, color="grey", linestyle=":")
-                axis.text(i + 0.5, 1.01, f"{rows[i - 1]['phase']} | {rows[i]['phase']}", transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
+                axis.text(
+                    i + 0.5,
+                    1.01,
+                    f"{rows[i - 1]['phase']} | {rows[i]['phase']}",
+                    transform=axis.get_xaxis_transform(),
+                    ha="center",
+                    fontsize=7,
+                )
     figure.tight_layout()
     return _png(figure)
 
@@ -69,7 +76,14 @@ def confusion_picture(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def write_report(folder: Path, *, title: str, facts: Sequence[tuple[str, str]], classes: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> Path:
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    classes: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, bytes],
+) -> Path:
     """``report.html`` (self-contained) and the pictures beside it. Raises OutputError."""
     for name, data in pictures.items():
         write_bytes(folder / f"{name}.png", data)

@@ -94,7 +94,9 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters(recurse=False))
 
 
-def set_trainable(network: nn.Module, groups: Sequence[Sequence[nn.Parameter]], open_groups: int, *, keep_statistics: bool) -> None:
+def set_trainable(
+    network: nn.Module, groups: Sequence[Sequence[nn.Parameter]], open_groups: int, *, keep_statistics: bool
+) -> None:
     """Let the first ``open_groups`` groups learn and freeze the others; put the modules into the matching mode.
 
     A module all of whose parameters are frozen is in eval mode (no dropout, BatchNorm as it was); with

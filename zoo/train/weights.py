@@ -55,7 +55,9 @@ def read_state(path: Path) -> State:
         try:
             return State(tensors=load_file(path, device="cpu"), source=str(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not a whole safetensors file: {_line(error)}: download or copy it again") from None
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: {_line(error)}: download or copy it again"
+            ) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -66,7 +68,9 @@ def read_state(path: Path) -> State:
             ) from None
         raise CheckpointError(f"{path} is not a file of weights: {_line(error)}") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ValueError, … on damaged files
-        raise CheckpointError(f"{path} is not a whole file of weights: {_line(error)}: download or copy it again") from None
+        raise CheckpointError(
+            f"{path} is not a whole file of weights: {_line(error)}: download or copy it again"
+        ) from None
     return State(tensors=_unnest(loaded, path), source=str(path))
 
 
@@ -101,6 +105,7 @@ def _strip(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
 
 def class_count(state: State, head: str) -> int | None:
     """How many classes the state's head has: the length of its bias, else the first axis of its weight."""
+    head = head.partition(",")[0]
     for name in (f"{head}.bias", f"{head}.weight"):
         for key, tensor in state.tensors.items():
             if (key == name or key.endswith("." + name)) and tensor.ndim >= 1:
@@ -134,7 +139,8 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
     """
     wanted: dict[str, Tensor] = network.state_dict()
     tensors = _strip(state.tensors, wanted)
-    in_head = {k for k in {*wanted, *tensors} if k == head or k.startswith(head + ".")}
+    heads = head.split(",")
+    in_head = {k for k in {*wanted, *tensors} if any(k == h or k.startswith(h + ".") for h in heads)}
     head_fits = {k for k in in_head if k in wanted} == {k for k in in_head if k in tensors} and all(
         wanted[k].shape == tensors[k].shape for k in in_head if k in wanted and k in tensors
     )

@@ -15,5 +15,7 @@ def zoo_register():
             head="head",
             license="Apache-2.0",
             paper="https://arxiv.org/abs/1704.04861",
+            parameters=4_394,
+            macs=190_592,
         )
     ]

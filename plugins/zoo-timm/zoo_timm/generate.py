@@ -45,7 +45,8 @@ def recipe(cfg: Any) -> list[Any]:
     """A pretrained configuration's preprocessing, in the order of ``inputs``."""
     channels, height, width = cfg.input_size
     resize = RESIZES[cfg.crop_mode or "center"]
-    return [height, width, channels, cfg.crop_pct, resize, cfg.interpolation, list(cfg.mean), list(cfg.std)]
+    crop = min(cfg.crop_pct, 1.0)  # three VOLOs say 1.15, which would put a black frame around every photo
+    return [height, width, channels, crop, resize, cfg.interpolation, list(cfg.mean), list(cfg.std)]
 
 
 def head_of(cfg: Any) -> str:
@@ -64,11 +65,13 @@ def head_of(cfg: Any) -> str:
 
 def build_empty(name: str, **options: Any) -> nn.Module:
     """The network without memory for its weights (on torch's meta device), in eval mode."""
+    network: nn.Module
     try:
         with torch.device("meta"):
-            return timm.create_model(name, pretrained=False, **options).eval()
+            network = timm.create_model(name, pretrained=False, **options)
     except (NotImplementedError, RuntimeError, TypeError):  # some compute on values while they are built
-        return timm.create_model(name, pretrained=False, **options).eval().to("meta")
+        network = timm.create_model(name, pretrained=False, **options).to("meta")
+    return network.eval()
 
 
 def measure(name: str, cfg: Any) -> tuple[int, int]:
@@ -121,10 +124,8 @@ def collect(names: list[str], known: dict[str, Any] | None = None) -> dict[str, 
         default = get_pretrained_cfg(name)
         head = head_of(default)
         old = known and (known["architectures"].get(name) or known["left_out"].get(name))
-        if old is not None:
-            reason = old if isinstance(old, str) else ""
-        else:
-            reason = why_not(name, head)
+        known_reason = old if isinstance(old, str) else ""
+        reason = known_reason if old is not None else why_not(name, head)
         if reason:
             left_out[name] = reason
             continue

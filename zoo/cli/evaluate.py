@@ -1,0 +1,157 @@
+"""``zoo evaluate``: the task's figures of a checkpoint, an architecture or a bundle on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..bundle import MANIFEST
+from ..errors import DataError
+from ..specs import resolve
+from .common import complete_architecture, emit_json, json_option, note, progress, table
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+
+@click.command()
+@click.argument("source", metavar="CHECKPOINT|BUNDLE|ARCHITECTURE", shell_complete=complete_architecture)
+@click.option(
+    "--data", required=True, type=click.Path(), help="Images: one folder a class, idx files, or a CSV of path,label."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "all"]),
+    default="val",
+    show_default=True,
+    help="all: data without splits, whole.",
+)
+@click.option("--format", default="", metavar="NAME", help="The data's format, where it is not recognised by itself.")
+@click.option(
+    "--val-share",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    help="Set aside for validation where the data has no val split.  [default: as it was for training, else 0.2]",
+)
+@click.option("--split-seed", type=click.IntRange(0), help="[default: as it was for training, else 0]")
+@click.option(
+    "--weights", default="pretrained", show_default=True, metavar="pretrained|none|TAG|FILE", help="Of an architecture."
+)
+@click.option("--artifact", metavar="NAME", help="Of a bundle: fp32, int8, …  [default: the manifest's choice]")
+@click.option("--device", default="cpu", show_default=True, help="Of a checkpoint: cpu, cuda, …")
+@json_option
+def command(
+    source: str,
+    data: str,
+    split: str,
+    format: str,
+    val_share: float | None,
+    split_seed: int | None,
+    weights: str,
+    artifact: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a checkpoint, a bundle or an architecture's own weights on a data set.
+
+    Labels are matched by name. A bundle is measured by its runtime, without torch.
+
+    \b
+    Examples:
+      zoo evaluate runs/mobilenetv2_100 --data photos/
+      zoo evaluate photos.zoo --data photos/ --artifact int8 --json
+      zoo evaluate mobilenet --data imagenet-val/ --split all
+    """
+    path = Path(source)
+    runner: Any
+    measure: Callable[[Any, Dataset, Callable[[int], None]], dict[str, Any]]
+    if (path / MANIFEST).is_file() or (path.is_file() and path.suffix == ".zoo"):
+        from ..runtime.predictor import open_predictor
+
+        runner = open_predictor(source, artifact=artifact)
+        what = f"{runner.bundle.name} {runner.artifact.name}, {runner.session.device}"
+        provenance = runner.bundle.manifest.get("provenance", {})
+        measure = _run_bundle
+    else:
+        if artifact is not None:
+            raise click.UsageError(f"{source} is no bundle: leave out --artifact")
+        runner = resolve("zoo.train.models:open_model", "evaluating a checkpoint")(source, weights=weights)
+        what = f"{runner.architecture.name} ({runner.weights} weights), float32 on {device}"
+        provenance = runner.provenance
+        evaluate = resolve("zoo.train.evaluate:evaluate", "evaluating a checkpoint")
+
+        def _run_network(runner: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
+            figures: dict[str, Any] = evaluate(runner, dataset, device=device, progress=advance)[0]
+            return figures
+
+        measure = _run_network
+
+    divided = provenance.get("data") or {}
+    share = val_share if val_share is not None else float(divided.get("val_share", 0.2))
+    seed = split_seed if split_seed is not None else int(divided.get("split_seed", 0))
+    dataset = _open(data, split, format, share, seed)
+    known = (divided.get(split) or {}).get("fingerprint")
+    dataset = dataset.relabelled(runner.labels)
+    if split == "val" and known and divided.get("name") == dataset.root.name and known != dataset.fingerprint():
+        note(
+            "warning: this is not the division of the data that the network was trained with: it may have learnt from some of these images"
+        )
+    with progress("evaluating", len(dataset)) as advance:
+        figures = measure(runner, dataset, advance)
+    if as_json:
+        emit_json({"what": what, "data": dataset.source, "left_out": len(dataset.faults), **figures})
+        return
+    click.echo(f"{what}\n{dataset.source}\n")
+    figures = dict(figures)
+    classes = figures.pop("classes", [])
+    click.echo(
+        table([(k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in figures.items()], ("figure", "value"))
+    )
+    if classes:
+        rows = [
+            (c["label"], c["images"], *(f"{100 * c[k]:.1f} %" for k in ("precision", "recall", "F1"))) for c in classes
+        ]
+        click.echo("\n" + table(rows, ("class", "images", "precision", "recall", "F1")))
+
+
+def _open(data: str, split: str, format: str, val_share: float, seed: int) -> Dataset:
+    from ..data import audit, open_data
+    from ..data.splitting import find_format
+
+    if split == "all":
+        root = Path(data)
+        reader = find_format(root, "classify", format)
+        brought = reader.splits(root)
+        if brought:
+            raise DataError(f"{data} comes divided into {', '.join(brought)}: choose one with --split")
+        dataset = reader.open(root, None)
+    else:
+        splits = open_data(data, format=format, val_share=val_share, seed=seed)
+        found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
+        if found is None:
+            raise DataError(f"{data} has no test split: choose --split val")
+        dataset = found
+    with progress("reading", len(dataset)) as advance:
+        dataset = audit(dataset, progress=lambda done, total: advance(done))
+    for text in dataset.notes:
+        note(f"warning: {text}")
+    if dataset.faults:
+        note(
+            f"warning: {len(dataset.faults)} images cannot be read and are left out (first: {dataset.faults[0].reason})"
+        )
+    return dataset
+
+
+def _run_bundle(model: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
+    from ..inputs import preprocess_batch
+    from ..parity.evidence import collect
+
+    def batches() -> Any:
+        for start in range(0, len(dataset), 16):
+            yield preprocess_batch([s.image for s in dataset[start : start + 16]], model.input)
+            advance(min(start + 16, len(dataset)))
+
+    figures: dict[str, Any] = model.task.metrics(collect(model.run, batches()), dataset.targets, model.labels)
+    return figures
