@@ -17,7 +17,8 @@ CLASSIFY = Task(
             "numbers_units": 8.0,
             # floor of the unit, as a share of the output's spread: below it float32 rounding is all there is
             "numbers_floor": 2e-6,
-            "accuracy_drop": 0.005,
+            # the numeric gate is the strict one for fp32; this one asks whether enough real images were seen
+            "accuracy_drop": 0.02,
             # candidate p50 / PyTorch p50, upper end of its confidence interval
             "latency_ratio": 1.10,
             # golden vectors on another machine: share of the output's spread
@@ -26,7 +27,7 @@ CLASSIFY = Task(
         "fp16": {
             # half precision has 11 bits; through some tens of layers 1 % of the spread is the usual worst case
             "numbers_rms": 0.01,
-            "accuracy_drop": 0.01,
+            "accuracy_drop": 0.02,
             "latency_ratio": 1.10,
             "golden": 0.01,
         },

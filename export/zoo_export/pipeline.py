@@ -30,8 +30,8 @@ from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
 from zoo.parity.verify import LATENCY_TENSORS, bounds, tensor_batches
 from zoo.registry import get_registry
 from zoo.runtime.session import Session
-from zoo.specs import ImageInput, Runtime
-from zoo.train.models import Model, deployable, open_model
+from zoo.specs import Architecture, ImageInput, Runtime
+from zoo.train.models import Model, deployable, find_checkpoint, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES, versions
@@ -155,11 +155,13 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
     torch.set_num_threads(threads)
     try:
         with new_folder(request.out, overwrite=request.overwrite) as folder:
+            if find_checkpoint(request.source) is None:
+                meant = get_registry().get(Architecture, request.source)
+                if meant.name != request.source:
+                    note(f"{request.source} means {meant.name}: {meant.summary}")
             model = open_model(
                 request.source, weights=request.weights, size=request.size, channels=request.channels
             )
-            if model.architecture.name != request.source and not Path(request.source).exists():
-                note(f"{request.source} means {model.architecture.name}: {model.architecture.summary}")
             module = deployable(model)
             reference = torch_reference(model)
             _need_to_run(model, reference)
@@ -167,6 +169,8 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
             for text in statements:
                 note(f"warning: {text}")
             basis = _basis(request, model, reference, show, note)
+            if basis.dataset is not None and basis.dataset.faults:
+                statements.append(f"{len(basis.dataset.faults)} unreadable images were left out of the {basis.dataset.split} split.")
             source = Artifact(format="torch", precision="fp32", input=model.input, task=model.task, module=module)
             with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as name:
                 work = Path(name)

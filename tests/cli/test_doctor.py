@@ -46,9 +46,17 @@ def test_what_is_missing_comes_with_its_install_line(monkeypatch: pytest.MonkeyP
         @staticmethod
         def zoo_register():
             return [
-                Exporter(name="npu", summary="", load="a:b", reads="onnx", writes="npu", requires=("no_such_compiler",)),
                 Exporter(
-                    name="rtx", summary="", load="a:b", reads="onnx", writes="rtx", requires=("no_such_rtx",), install="pip install rtx"
+                    name="npu", summary="", load="a:b", reads="onnx", writes="npu", requires=("no_such_compiler",)
+                ),
+                Exporter(
+                    name="rtx",
+                    summary="",
+                    load="a:b",
+                    reads="onnx",
+                    writes="rtx",
+                    requires=("no_such_rtx",),
+                    install="pip install rtx",
                 ),
             ]
 

@@ -13,7 +13,8 @@ from zoo.specs import Architecture
 
 
 @pytest.mark.parametrize(
-    "line", [["--help"], ["list"], ["list", "--json"], ["show", "resnet"], ["plugins"], ["doctor"], ["doctor", "--json"]]
+    "line",
+    [["--help"], ["list"], ["list", "--json"], ["show", "resnet"], ["plugins"], ["doctor"], ["doctor", "--json"]],
 )
 def test_nothing_heavy_is_imported(line: list[str]) -> None:
     code = (
@@ -46,7 +47,17 @@ def test_list_refuses_what_is_not_there(zoo) -> None:
 
 def test_show_says_everything(zoo) -> None:
     out = zoo("show", "resnet").stdout
-    for word in ("resnet means resnet50", "25,557,032", "4.09", "3x224x224", "bicubic", "arxiv.org/abs/1512.03385", "zoo-timm", "a1_in1k", "apache-2.0"):
+    for word in (
+        "resnet means resnet50",
+        "25,557,032",
+        "4.09",
+        "3x224x224",
+        "bicubic",
+        "arxiv.org/abs/1512.03385",
+        "zoo-timm",
+        "a1_in1k",
+        "apache-2.0",
+    ):
         assert word in out, word
     data = json.loads(zoo("show", "resnet", "--json").stdout)
     assert data["name"] == "resnet50"

@@ -28,7 +28,9 @@ def answers(text: str) -> dict[str, dict]:
 
 
 def test_files_folders_and_globs_agree_with_the_library(zoo, tiny_bundle: Path, photos: Path) -> None:
-    found = answers(zoo("run", tiny_bundle, photos, photos / "a.jpg", str(photos / "*.png"), "--json", "--top", 2).stdout)
+    found = answers(
+        zoo("run", tiny_bundle, photos, photos / "a.jpg", str(photos / "*.png"), "--json", "--top", 2).stdout
+    )
     assert list(found) == [str(photos / n) for n in ("a.jpg", "b.png", "deep/a.png")]
     model = load(tiny_bundle)
     for path, answer in found.items():
@@ -79,7 +81,9 @@ def test_broken_images_are_told_and_the_others_answered(zoo, tiny_bundle: Path, 
         (["{bundle}", "{photos}/a.jpg", "--artifact", "int4"], "has no artefact 'int4': it has fp32"),
     ],
 )
-def test_bad_input_is_one_line(zoo, tiny_bundle: Path, photos: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_bad_input_is_one_line(
+    zoo, tiny_bundle: Path, photos: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     (tmp_path / "empty").mkdir()
     places = {"bundle": tiny_bundle, "photos": photos, "empty": tmp_path / "empty"}
     done = zoo("run", *(a.format(**places) for a in arguments), check=2)

@@ -127,7 +127,10 @@ def test_not_a_network_though_the_hash_is_right(tiny_bundle: Path) -> None:
         (lambda m: m["input"].update(mean="abc"), "input: "),
         (lambda m: m["files"][MODEL].update(sha256="xyz"), "is not a sha256"),
         (lambda m: m["files"][MODEL].update(bytes=-1), "is not a size"),
-        (lambda m: m.update(files={f"f{i}": {"bytes": 1, "sha256": "0" * 64} for i in range(2000)}), "more than 1000 files"),
+        (
+            lambda m: m.update(files={f"f{i}": {"bytes": 1, "sha256": "0" * 64} for i in range(2000)}),
+            "more than 1000 files",
+        ),
     ],
 )
 def test_manifests_that_do_not_fit_the_schema(tiny_bundle: Path, edit: Callable[[Any], object], words: str) -> None:
@@ -206,7 +209,10 @@ def test_a_bomb_whose_header_lies(tiny_bundle: Path) -> None:
 
 def test_a_bomb_in_the_manifest(tiny_bundle: Path) -> None:
     packed = tiny_bundle.with_name("bomb.zoo")
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zoo.json", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zoo.json", "w", force_zip64=True) as member,
+    ):
         for _ in range(80):
             member.write(b" " * (1 << 20))
     refuse(packed, "unpacks to more than 64 MiB")

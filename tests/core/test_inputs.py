@@ -111,7 +111,10 @@ def test_bands(tmp_path: Path) -> None:
     tensor = preprocess(tmp_path / "a.npy", spec)
     assert tensor.shape == (6, 3, 5)
     for band in range(6):  # each band is resized as a grey image would be
-        alone = preprocess(data[:, :, band], ImageInput(height=3, width=5, channels=1, color="L", resize="squash", mean=(0.0,), std=(1.0,)))
+        alone = preprocess(
+            data[:, :, band],
+            ImageInput(height=3, width=5, channels=1, color="L", resize="squash", mean=(0.0,), std=(1.0,)),
+        )
         np.testing.assert_array_equal(tensor[band], alone[0])
     with pytest.raises(ImageError, match="3 channels; the network takes 6"):
         read_image(PIXELS, spec)
@@ -169,7 +172,12 @@ def theirs(image: Image.Image, spec: ImageInput) -> np.ndarray:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
 
-    modes = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC, "nearest": InterpolationMode.NEAREST, "lanczos": InterpolationMode.LANCZOS}
+    modes = {
+        "bilinear": InterpolationMode.BILINEAR,
+        "bicubic": InterpolationMode.BICUBIC,
+        "nearest": InterpolationMode.NEAREST,
+        "lanczos": InterpolationMode.LANCZOS,
+    }
     scaled = int(spec.height / spec.crop)
     size = [scaled, int(spec.width / spec.crop)] if spec.resize == "squash" else [scaled]
     resized = F.resize(image, size, modes[spec.interpolation])
@@ -180,7 +188,9 @@ def theirs(image: Image.Image, spec: ImageInput) -> np.ndarray:
 @pytest.mark.parametrize(("side", "crop"), [(64, 1.0), (64, 0.875), (112, 0.95), (299, 0.9)])
 @pytest.mark.parametrize("resize_by", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
-def test_pictures_are_torchvisions(size: tuple[int, int], side: int, crop: float, resize_by: str, interpolation: str) -> None:
+def test_pictures_are_torchvisions(
+    size: tuple[int, int], side: int, crop: float, resize_by: str, interpolation: str
+) -> None:
     pytest.importorskip("torchvision")
     image = Image.fromarray(natural_images(1, size[1], size[0], seed=size[0])[0])
     spec = ImageInput(height=side, width=side, crop=crop, resize=resize_by, interpolation=interpolation)

@@ -21,7 +21,9 @@ INPUT = ImageInput(height=8, width=8)
 
 
 def architecture(name: str, **fields: Any) -> Architecture:
-    return Architecture(name=name, summary="A network", load="math:sqrt", task="classify", input=INPUT, head="head", **fields)
+    return Architecture(
+        name=name, summary="A network", load="math:sqrt", task="classify", input=INPUT, head="head", **fields
+    )
 
 
 def module(*specs: object, **hooks: Any) -> ModuleType:
@@ -50,7 +52,9 @@ def test_the_core_comes_through_the_same_door(registry: Registry) -> None:
 
 
 def test_names_and_short_names(registry: Registry) -> None:
-    plugin = registry.add("one", module(architecture("bignet", aliases=("big",)), architecture("smallnet")), "dist", "2.0")
+    plugin = registry.add(
+        "one", module(architecture("bignet", aliases=("big",)), architecture("smallnet")), "dist", "2.0"
+    )
     assert not plugin.error
     assert registry.get(Architecture, "big").name == registry.get(Architecture, "bignet").name == "bignet"
     assert registry.owner(Architecture, "bignet").owner == "dist 2.0"
@@ -84,7 +88,9 @@ def test_what_is_no_record_is_refused_and_the_rest_kept(registry: Registry) -> N
     assert registry.get(Architecture, "net")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no licence"), SystemExit(3), MissingPart("torch", "pip install torch")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no licence"), SystemExit(3), MissingPart("torch", "pip install torch")]
+)
 def test_a_plugin_that_raises(registry: Registry, error: BaseException) -> None:
     broken = ModuleType("broken")
 
@@ -196,7 +202,9 @@ def test_import_errors_reach_zoo_plugins_and_every_command_lives(tmp_path: Path)
 def test_entry_points_are_those_of_the_standard_library() -> None:
     import importlib.metadata
 
-    theirs = {(e.name, e.value, e.dist.name, e.dist.version) for e in importlib.metadata.entry_points(group=GROUP) if e.dist}
+    theirs = {
+        (e.name, e.value, e.dist.name, e.dist.version) for e in importlib.metadata.entry_points(group=GROUP) if e.dist
+    }
     ours = {(e.name, e.value, e.distribution, e.version) for e in find_entry_points(GROUP)}
     assert ours == theirs
     assert {name for name, *_ in ours} >= {"classic", "timm", "export"}
@@ -210,14 +218,19 @@ def exporter(reads: str, writes: str, requires: tuple[str, ...] = ()) -> Exporte
 
 
 def test_the_chain_is_the_shortest_that_works(registry: Registry) -> None:
-    registry.add("one", module(exporter("torch", "onnx"), exporter("onnx", "engine"), exporter("onnx", "ir"), exporter("ir", "engine")))
+    registry.add(
+        "one",
+        module(exporter("torch", "onnx"), exporter("onnx", "engine"), exporter("onnx", "ir"), exporter("ir", "engine")),
+    )
     assert [e.name for e in registry.chain("torch", "engine")] == ["torch-onnx", "onnx-engine"]
     assert registry.chain("onnx", "onnx") == []
 
 
 def test_a_chain_broken_by_an_absent_package_says_which(registry: Registry) -> None:
     registry.add("one", module(exporter("torch", "onnx"), exporter("onnx", "engine", ("no_such_compiler",))))
-    with pytest.raises(MissingPart, match="no_such_compiler, which exporter 'onnx-engine' needs, is not installed: pip install"):
+    with pytest.raises(
+        MissingPart, match="no_such_compiler, which exporter 'onnx-engine' needs, is not installed: pip install"
+    ):
         registry.chain("torch", "engine")
     with pytest.raises(UnknownName, match="unknown export target 'onyx': did you mean onnx"):
         registry.chain("torch", "onyx")
@@ -275,7 +288,7 @@ def test_a_load_path_that_is_wrong_blames_its_owner() -> None:
     def load(path: str) -> Any:
         return Task(name="t", summary="", load=path, outputs=(), tolerances={}, trainer="").resolve()
 
-    with pytest.raises(PluginError, match="not of the form package.module:attribute"):
+    with pytest.raises(PluginError, match=r"not of the form package\.module:attribute"):
         load("math.sqrt")
     with pytest.raises(PluginError, match="has no attribute 'sqroot'"):
         load("math:sqroot")

@@ -68,7 +68,10 @@ def test_public_names_exist() -> None:
         _ = zoo.hookimp
 
 
-@pytest.mark.parametrize("name", ["zoo", "zoo.specs", "zoo.registry", "zoo.cli", "zoo_classic.plugin", "zoo_timm.plugin", "zoo_export.plugin"])
+@pytest.mark.parametrize(
+    "name",
+    ["zoo", "zoo.specs", "zoo.registry", "zoo.cli", "zoo_classic.plugin", "zoo_timm.plugin", "zoo_export.plugin"],
+)
 def test_what_must_not_import_anything_heavy(name: str) -> None:
     code = (
         f"import sys, {name}\n"
@@ -79,7 +82,9 @@ def test_what_must_not_import_anything_heavy(name: str) -> None:
     assert out.strip() == ""
 
 
-@pytest.mark.parametrize("name", ["zoo.runtime.predictor", "zoo.bundle", "zoo.data.splitting", "zoo.parity.gates", "zoo.tasks.classify"])
+@pytest.mark.parametrize(
+    "name", ["zoo.runtime.predictor", "zoo.bundle", "zoo.data.splitting", "zoo.parity.gates", "zoo.tasks.classify"]
+)
 def test_the_device_side_needs_no_torch(name: str) -> None:
     code = (
         "import sys\nsys.modules.update({n: None for n in ('torch', 'onnx', 'click', 'pluggy', 'lightning', 'timm')})\n"

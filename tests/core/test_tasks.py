@@ -43,7 +43,9 @@ def test_metrics_are_torchmetrics(outputs: dict[str, np.ndarray], targets: list[
         for row in ours["classes"]:
             assert row[key] == pytest.approx(float(per_class[LABELS.index(row["label"])]))
     matrix = functional.multiclass_confusion_matrix(scores, wanted, num_classes=CLASSES).numpy()
-    np.testing.assert_array_equal(confusion_matrix(outputs["scores"].argmax(axis=1), np.array(targets), CLASSES), matrix)
+    np.testing.assert_array_equal(
+        confusion_matrix(outputs["scores"].argmax(axis=1), np.array(targets), CLASSES), matrix
+    )
 
 
 def test_macro_f1_is_scikit_learns(outputs: dict[str, np.ndarray], targets: list[int]) -> None:

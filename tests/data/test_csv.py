@@ -27,7 +27,10 @@ def write(root: Path, header: str, rows: list[str], name: str = "labels.csv", en
 
 
 def rows(split: bool = False) -> list[str]:
-    return [f"images/{i}.png,{'bée' if i % 2 else 'ant'}" + (f",{'val' if i > 5 else 'train'}" if split else "") for i in range(8)]
+    return [
+        f"images/{i}.png,{'bée' if i % 2 else 'ant'}" + (f",{'val' if i > 5 else 'train'}" if split else "")
+        for i in range(8)
+    ]
 
 
 def test_divided(root: Path) -> None:
@@ -66,10 +69,20 @@ def refuse(source: Path, *words: str) -> None:
 def test_broken_lines_are_told_by_number(root: Path) -> None:
     refuse(write(root, "path,label", [*rows(), "images/9.png,"]), "line 10", "no label")
     refuse(write(root, "path,label", [*rows(), ",ant"]), "line 10", "no path")
-    refuse(write(root, "path,label,split", [*rows(True), "images/9.png,ant,holdout"]), "line 10", "split 'holdout' is unknown")
+    refuse(
+        write(root, "path,label,split", [*rows(True), "images/9.png,ant,holdout"]),
+        "line 10",
+        "split 'holdout' is unknown",
+    )
     refuse(write(root, "path,label,split", [*rows(True), "images/9.png,ant,"]), "line 10", "split ''")
-    refuse(write(root, "path,label", [*rows(), "images/0.png,bée"]), "line 10", "images/0.png is bée", "line 2 says ant")
-    refuse(write(root, "path,label,split", [*rows(True), "images/9.png,wasp,val"]), "line 10", "'wasp' occurs in val but not in train")
+    refuse(
+        write(root, "path,label", [*rows(), "images/0.png,bée"]), "line 10", "images/0.png is bée", "line 2 says ant"
+    )
+    refuse(
+        write(root, "path,label,split", [*rows(True), "images/9.png,wasp,val"]),
+        "line 10",
+        "'wasp' occurs in val but not in train",
+    )
     refuse(write(root, "foo,bar", rows()), "no CSV whose first line names the columns path and label")
 
 

@@ -119,7 +119,9 @@ def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
 
 def test_an_unexpected_split_is_not_passed_over(tmp_path: Path) -> None:
     """It must not train without its validation set, and say nothing."""
-    refuse(tree(tmp_path, {"train/ant": 3, "train/bee": 3, "holdout/ant": 1, "holdout/bee": 1}), "holdout", "val/|valid/")
+    refuse(
+        tree(tmp_path, {"train/ant": 3, "train/bee": 3, "holdout/ant": 1, "holdout/bee": 1}), "holdout", "val/|valid/"
+    )
 
 
 def test_splits_without_a_known_name_are_not_taken_for_classes(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples"
 def run(name: str, *arguments: object, check: int = 0) -> str:
     script = next(FOLDER.glob(f"{name}_*.py"))
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert done.returncode == check, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

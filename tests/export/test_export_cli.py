@@ -249,6 +249,37 @@ def test_data_of_other_labels_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_damaged_images_are_listed_and_left_out(
+    lenet_checkpoint: Path, grey_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(grey_digits, tmp_path / "digits"))
+    victims = [Path(s.image) for s in open_data(data, val_share=0.4, seed=0).val[:3]]
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(victims[1].read_bytes()[:60])
+    victims[2].write_text("not an image")
+    line = ["export", lenet_checkpoint, "--data", data, "--out", tmp_path / "out", "--threads", 1]
+    assert execute([str(a) for a in line]) == 0
+    said = capsys.readouterr().err
+    for victim in victims:
+        assert f"left out: {data.name}/{victim.parent.name}/{victim.name}" in said or victim.name in said
+    manifest = json.loads((tmp_path / "out" / "zoo.json").read_text())
+    assert manifest["data"]["images"] == 357
+    assert manifest["data"]["left_out"] == 3
+    assert any("3 unreadable images" in s for s in manifest["parity"]["statements"])
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import zoo_export.pipeline
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo_export.pipeline, "make_golden", interrupted)
+    assert execute(["export", "lenet5", "--weights", "none", "--out", str(tmp_path / "out"), "--threads", "1"]) == 130
+    assert capsys.readouterr().err.strip().endswith("zoo: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_imports_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "zoo", "export", "--help"], capture_output=True, text=True, check=True

@@ -28,7 +28,7 @@ from zoo_export.onnx_export import export
 # name, side in pixels, what makes it small
 FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
     ("lenet5", 28, {}),
-    ("vgg11_bn", 64, {"num_features": 256}),
+    ("vgg11_bn", 64, {"mlp_ratio": 0.0625}),
     ("resnet18", 64, {}),
     ("inception_v3", 107, {}),
     ("mobilenetv2_050", 64, {}),

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MEMBERS = (".", "export", "plugins/zoo-timm", "plugins/zoo-classic")
 EXAMPLE = "examples/plugin-package"
-OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_tinynet")
+OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_pebble")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,9 @@ def test_wheels_hold_what_they_should(wheels: dict[str, Path], distribution: str
         distribution, ROOT / "plugins" / distribution.replace("_", "-")
     )
     modules = {
-        p.relative_to(folder).as_posix() for p in (folder / package).rglob("*") if p.suffix in (".py", ".json", ".css", ".html")
+        p.relative_to(folder).as_posix()
+        for p in (folder / package).rglob("*")
+        if p.suffix in (".py", ".json", ".css", ".html")
     }
     assert modules - set(names(wheel)) == set(), "files of the package that the wheel lacks"
 
@@ -59,7 +61,7 @@ def test_entry_points(wheels: dict[str, Path]) -> None:
         "zoo_export": b"export = zoo_export.plugin",
         "zoo_timm": b"timm = zoo_timm.plugin",
         "zoo_classic": b"classic = zoo_classic.plugin",
-        "zoo_tinynet": b"tinynet = zoo_tinynet.plugin",
+        "zoo_pebble": b"pebble = zoo_pebble.plugin",
     }.items():
         text = read(wheels[distribution], "entry_points.txt")
         assert b"[zoo]" in text
@@ -118,8 +120,8 @@ def test_a_strangers_plugin_from_list_to_a_verified_bundle(
     where = clean.run("python", "-c", "import zoo, zoo_timm; print(zoo.__file__, zoo_timm.__file__)").stdout.split()
     assert all(str(clean.folder) in w for w in where)
 
-    listed = json.loads(clean.run("zoo", "list", "tinynet", "--json").stdout)
-    assert [(a["name"], a["distribution"]) for a in listed] == [("tinynet", "zoo-tinynet")]
+    listed = json.loads(clean.run("zoo", "list", "pebblenet", "--json").stdout)
+    assert [(a["name"], a["distribution"]) for a in listed] == [("pebblenet", "zoo-pebble")]
     assert "broken" not in clean.run("zoo", "plugins").stdout
 
     photos = tmp_path / "photos"
@@ -130,7 +132,21 @@ def test_a_strangers_plugin_from_list_to_a_verified_bundle(
             pixels = np.clip(rng.normal(level, 30, (36, 40, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(photos / label / f"{i}.png")
     run = tmp_path / "run"
-    clean.run("zoo", "finetune", "tinynet", "--data", photos, "--weights", "none", "--out", run, "--epochs", "2", "--val-share", "0.5")
+    clean.run(
+        "zoo",
+        "finetune",
+        "pebblenet",
+        "--data",
+        photos,
+        "--weights",
+        "none",
+        "--out",
+        run,
+        "--epochs",
+        "2",
+        "--val-share",
+        "0.5",
+    )
     clean.run("zoo", "export", run, "--data", photos, "--out", tmp_path / "bundle", "--threads", "1")
     manifest = json.loads((tmp_path / "bundle" / "zoo.json").read_text())
     assert manifest["labels"] == ["dark", "light"]
@@ -140,7 +156,9 @@ def test_a_strangers_plugin_from_list_to_a_verified_bundle(
     answer = json.loads(clean.run("zoo", "run", tmp_path / "tiny.zoo", photos / "light" / "0.png", "--json").stdout)
     assert answer["label"] == "light"
 
-    tests = clean.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "examples/plugin-package/tests").stdout
+    tests = clean.run(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "examples/plugin-package/tests"
+    ).stdout
     assert "failed" not in tests
     assert "11 passed" in tests, tests
 
@@ -162,7 +180,7 @@ def test_every_direct_dependency_is_locked() -> None:
         pytest.skip("tomllib came with Python 3.11")
     import tomllib
 
-    have = {n for n in re.findall(r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==", (ROOT / "requirements.lock").read_text(), re.M)}
+    have = set(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==", (ROOT / "requirements.lock").read_text(), re.M))
     for member in (".", "export", "plugins/zoo-timm", "plugins/zoo-classic"):
         data = tomllib.loads((ROOT / member / "pyproject.toml").read_text())
         wanted = [*data["project"]["dependencies"], *data.get("dependency-groups", {}).get("dev", [])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,12 @@ def test_parameters_and_macs_are_recomputed(name: str) -> None:
 
 def test_published_figures() -> None:
     """From the papers, to the digits that they print."""
-    published = {"resnet50": (25.6, 4.1), "mobilenetv2_100": (3.5, 0.30), "vgg16": (138.4, 15.5), "efficientnet_b0": (5.3, 0.39)}
+    published = {
+        "resnet50": (25.6, 4.1),
+        "mobilenetv2_100": (3.5, 0.30),
+        "vgg16": (138.4, 15.5),
+        "efficientnet_b0": (5.3, 0.39),
+    }
     for name, (parameters, macs) in published.items():
         row = DATA["architectures"][name]
         assert row[3] / 1e6 == pytest.approx(parameters, abs=0.06)
@@ -165,7 +169,9 @@ def test_an_unreachable_hub_is_one_line_and_quick(tmp_path: Path) -> None:
         "except CheckpointError as error: print(error); print(time.time() - start)\n"
     )
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=env, check=True
+    )
     message, seconds = done.stdout.splitlines()
     assert "resnet18.a1_in1k" in message
     assert "--weights FILE" in message
@@ -187,26 +193,30 @@ def test_published_files_are_taken_as_they_are(tmp_path: Path, monkeypatch: pyte
     assert weights.open_weights("test_resnet.r160_in1k", tmp_path) == file
 
 
-def test_other_layouts_go_through_timms_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """inception_resnet_v2's published head has a 1001st class, which timm's loader drops."""
+def test_other_files_go_through_timms_loader_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nested .bin with DataParallel's prefixes, which does not fit as it is."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    state = timm.create_model("inception_resnet_v2").state_dict()
-    name = "inception_resnet_v2.tf_in1k"
-    offset = timm.get_pretrained_cfg(name).label_offset
-    if not offset:
-        pytest.skip("this timm's published file needs no conversion")
-    state = {
-        k: torch.cat([torch.zeros_like(v[:offset]), v]) if k.startswith("classif.") else v for k, v in state.items()
-    }
-    file = tmp_path / "model.safetensors"
-    save_file(state, file)
+    state = timm.create_model("test_resnet").state_dict()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, file)
     monkeypatch.setattr(weights, "_from_hub", lambda repo, name, cache: file)
-    made = weights.open_weights(name, tmp_path / "cache")
-    assert made != file
-    head = load_file(made)["classif.weight"]
-    assert torch.equal(head, state["classif.weight"][offset:])
-    start = time.time()
-    assert weights.open_weights(name, tmp_path / "cache") == made
-    assert time.time() - start < 5
+    made = weights.open_weights("test_resnet.r160_in1k", tmp_path / "cache")
+    assert made.suffix == ".safetensors"
+    found = load_file(made)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[k], state[k]) for k in state)
+    file.unlink()
+    assert weights.open_weights("test_resnet.r160_in1k", tmp_path / "cache") == made
+
+
+def test_files_that_do_not_fit_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_model
+
+    file = tmp_path / "model.safetensors"
+    save_model(timm.create_model("test_vit"), str(file))
+    monkeypatch.setattr(weights, "_from_hub", lambda repo, name, cache: file)
+    with pytest.raises(CheckpointError, match="is not what timm .* expects of 'test_resnet.r160_in1k'"):
+        weights.open_weights("test_resnet.r160_in1k", tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*"))

@@ -68,7 +68,7 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     "--batch-size",
     metavar="N|auto",
     type=_NumberOr(int, "auto"),
-    help="auto: what fits in memory.  [default: 32; 128 from 10 000 images on]",
+    help="auto: what fits in memory.  [default: 16; 32 from 1000 images on, 128 from 10 000]",
 )
 @click.option(
     "--lr",

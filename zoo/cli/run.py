@@ -45,7 +45,9 @@ def find_images(sources: Iterable[str]) -> list[Path]:
 @click.command("run")
 @click.argument("bundle", type=click.Path())
 @click.argument("images", nargs=-1, required=True)
-@click.option("--artifact", default=None, metavar="NAME", help="Which artefact (fp32, int8); by default the bundle's own choice.")
+@click.option(
+    "--artifact", default=None, metavar="NAME", help="Which artefact (fp32, int8); by default the bundle's own choice."
+)
 @click.option("--top", default=3, type=click.IntRange(1), show_default=True, help="How many classes to tell.")
 @click.option("--out", default=None, type=click.Path(), help="New folder for the images with the answer drawn on them.")
 @click.option("--threads", default=None, type=click.IntRange(1), help="CPU threads for one image.")

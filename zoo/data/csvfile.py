@@ -60,8 +60,12 @@ class CsvFormat:
             repeated += 1
         splits = {row.split for row in rows.values()}
         if split is not None and split not in splits:
-            raise DataError(f"{file} has no {split} split: it has {', '.join(sorted(splits - {''})) or 'one undivided set'}")
-        labels = sorted({row.label for row in rows.values() if row.split in ("train", "")} or {r.label for r in rows.values()})
+            raise DataError(
+                f"{file} has no {split} split: it has {', '.join(sorted(splits - {''})) or 'one undivided set'}"
+            )
+        labels = sorted(
+            {row.label for row in rows.values() if row.split in ("train", "")} or {r.label for r in rows.values()}
+        )
         samples = []
         for row in rows.values():
             if row.label not in labels:
@@ -88,7 +92,9 @@ def _find(root: Path) -> Path | None:
 def _the(root: Path) -> Path:
     file = _find(root)
     if file is None:
-        raise DataError(f"{root}: no CSV whose first line names the columns path and label (and split, if there are splits)")
+        raise DataError(
+            f"{root}: no CSV whose first line names the columns path and label (and split, if there are splits)"
+        )
     return file
 
 

@@ -12,7 +12,26 @@ from .splitting import SPLITS, split_of
 __all__ = ["FolderFormat", "images_in"]
 
 SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".avif",
+        ".npy",
+    ]
 )
 
 
@@ -57,7 +76,12 @@ class FolderFormat:
             hidden_or_other += sum(1 for p in folder.iterdir() if not p.is_dir())
         notes = (f"{hidden_or_other} files that are hidden or no images were ignored",) if hidden_or_other else ()
         return Dataset(
-            samples=tuple(samples), labels=tuple(labels), split=split or "whole", root=root, format="folders", notes=notes
+            samples=tuple(samples),
+            labels=tuple(labels),
+            split=split or "whole",
+            root=root,
+            format="folders",
+            notes=notes,
         )
 
 

@@ -57,7 +57,9 @@ class IdxFormat:
             for name in ([split] if split else files)
             for index, (image, label) in enumerate(zip(*arrays[name], strict=True))
         ]
-        return Dataset(samples=tuple(samples), labels=names, split=split or "whole", root=root, format="idx", notes=notes)
+        return Dataset(
+            samples=tuple(samples), labels=names, split=split or "whole", root=root, format="idx", notes=notes
+        )
 
 
 def _files(root: Path) -> dict[str, Path]:

@@ -69,7 +69,9 @@ def find_format(root: Path, task: str = "classify", format: str = "") -> Format:
         reader: Format = spec.resolve()()
         if format or reader.sniff(root):
             return reader
-    raise DataError(f"{root} {_what_is(root)}: give a folder with one folder a class, a CSV of path,label, or idx files")
+    raise DataError(
+        f"{root} {_what_is(root)}: give a folder with one folder a class, a CSV of path,label, or idx files"
+    )
 
 
 def _formats() -> Iterable[DatasetFormat]:
@@ -201,7 +203,9 @@ def audit_images(
     kept = data.subset([i for i, reason in enumerate(reasons) if not reason])
     lost = set(data.targets) - set(kept.targets)
     if lost:
-        raise DataError(f"{data.root}: no image of class '{data.labels[min(lost)]}' can be read (first: {faults[0].reason})")
+        raise DataError(
+            f"{data.root}: no image of class '{data.labels[min(lost)]}' can be read (first: {faults[0].reason})"
+        )
     return replace(kept, faults=(*data.faults, *faults))
 
 

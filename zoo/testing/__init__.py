@@ -1,9 +1,9 @@
 """What plugin authors test with: subclass :class:`ArchitectureTests` in five lines, and run pytest.
 
-    from zoo.testing import ArchitectureTests
+from zoo.testing import ArchitectureTests
 
-    class TestTinyNet(ArchitectureTests):
-        name = "tinynet"
+class TestPebbleNet(ArchitectureTests):
+    name = "pebblenet"
 """
 
 from __future__ import annotations

@@ -87,10 +87,14 @@ class ArchitectureTests:
         small = self.build(record, 3, record.input.channels).state_dict()
         large = self.build(record, 11, record.input.channels).state_dict()
         heads = tuple(record.head.split(","))
-        differing = {k for k in {*small, *large} if k not in small or k not in large or small[k].shape != large[k].shape}
+        differing = {
+            k for k in {*small, *large} if k not in small or k not in large or small[k].shape != large[k].shape
+        }
         outside = sorted(k for k in differing if not any(k == h or k.startswith(h + ".") for h in heads))
         assert differing, "nothing depends on the number of classes"
-        assert not outside, f"beside the head {record.head}, these depend on the number of classes: {', '.join(outside[:3])}"
+        assert not outside, (
+            f"beside the head {record.head}, these depend on the number of classes: {', '.join(outside[:3])}"
+        )
 
     def test_gradients_reach_every_parameter(self, record: Architecture) -> None:
         network = self.build(record, 3, record.input.channels)
@@ -137,9 +141,16 @@ class ArchitectureTests:
         session = _runtime(runtimes[0])(made.path, threads=1)
         tensors = self.images(record, 6)
         expected = _run(deployable, tensors, task)
-        assert carries_signal(expected[_deciding(task)]) > 0.05, "the answers hardly depend on the image: parity would be blind"
+        assert carries_signal(expected[_deciding(task)]) > 0.05, (
+            "the answers hardly depend on the image: parity would be blind"
+        )
         samples = Samples(
-            task=task, labels=tuple("0123456789"), ids=tuple("012345"), targets=None, source="seeded", tensors=tensors.numpy()
+            task=task,
+            labels=tuple("0123456789"),
+            ids=tuple("012345"),
+            targets=None,
+            source="seeded",
+            tensors=tensors.numpy(),
         )
         exact = _run(copy.deepcopy(deployable).double(), tensors.double(), task)
         reference = Reference(name=f"PyTorch {torch.__version__}", outputs=expected, exact=exact)

@@ -285,7 +285,7 @@ class _Run:
             "lr": o.lr if isinstance(o.lr, float) else 2e-3 if self.scratch else 5e-4,
         }
         count = len(self.train_data)
-        batch = o.batch_size if isinstance(o.batch_size, int) else 32 if count < 10_000 else 128
+        batch = o.batch_size if isinstance(o.batch_size, int) else 16 if count < 1000 else 32 if count < 10_000 else 128
         self.settled["batch_size"] = min(batch, count)
         new_head = model.provenance["head"] == "new"
         head_epochs = 0 if self.scratch or not new_head else 30 if o.head_epochs is None else o.head_epochs
@@ -385,7 +385,7 @@ class _Run:
         x = torch.cat([features[v] for v in views])
         y = self.half.target(self.train_data.targets * len(views))
         val_y = self.half.target(self.val_data.targets)
-        size = min(64, len(x))
+        size = min(64, max(8, len(x) // 8))  # few images still make some steps an epoch
 
         def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
             return x[indices], y[indices]

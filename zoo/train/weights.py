@@ -117,8 +117,8 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """A first convolution's (O, I, kH, kW) weight for another channel count: (O, ``channels``, kH, kW).
 
     One channel: the sum over the old ones, so that a grey image gives what it gave as RGB. Otherwise the old
-    channels are repeated in turn and scaled by I / ``channels``, which keeps the sum of a grey image's response
-    (the rule of timm's ``adapt_input_conv``).
+    channels are repeated in turn and scaled by I / ``channels``, which gives a grey image what it gave where I
+    divides ``channels``, and about that elsewhere (the rule of timm's ``adapt_input_conv``).
     """
     old = weight.shape[1]
     if channels == old:

@@ -13,7 +13,14 @@ LENET5 = Architecture(
     task="classify",
     # mean and std are those of MNIST's training pixels
     input=ImageInput(
-        height=28, width=28, channels=1, color="L", resize="squash", interpolation="bilinear", mean=(0.1307,), std=(0.3081,)
+        height=28,
+        width=28,
+        channels=1,
+        color="L",
+        resize="squash",
+        interpolation="bilinear",
+        mean=(0.1307,),
+        std=(0.3081,),
     ),
     head="head",
     license="Apache-2.0",

@@ -7,9 +7,9 @@ from zoo import Architecture, ImageInput, hookimpl
 def zoo_register():
     return [
         Architecture(
-            name="tinynet",
+            name="pebblenet",
             summary="Depthwise separable network of five layers for small images",
-            load="zoo_tinynet.network:build",
+            load="zoo_pebble.network:build",
             task="classify",
             input=ImageInput(height=32, width=32, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
             head="head",

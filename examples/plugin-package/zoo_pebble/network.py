@@ -15,7 +15,7 @@ def separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-class TinyNet(nn.Module):
+class PebbleNet(nn.Module):
     """(N, in_channels, H, W) float32 to logits (N, num_classes)."""
 
     def __init__(self, num_classes: int, in_channels: int, width: int) -> None:
@@ -34,6 +34,6 @@ class TinyNet(nn.Module):
         return self.head(x)  # (N, num_classes)
 
 
-def build(*, num_classes: int, in_channels: int, width: int = 16) -> TinyNet:
+def build(*, num_classes: int, in_channels: int, width: int = 16) -> PebbleNet:
     """The network with random weights; ``width`` is the channel count of the first layer."""
-    return TinyNet(num_classes, in_channels, width)
+    return PebbleNet(num_classes, in_channels, width)

@@ -1,0 +1,5 @@
+from zoo.testing import ArchitectureTests
+
+
+class TestPebbleNet(ArchitectureTests):
+    name = "pebblenet"

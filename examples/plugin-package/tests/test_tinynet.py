@@ -1,5 +1,0 @@
-from zoo.testing import ArchitectureTests
-
-
-class TestTinyNet(ArchitectureTests):
-    name = "tinynet"
