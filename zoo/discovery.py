@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["EntryPoint", "find_entry_points"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EntryPoint:
+class EntryPoint(NamedTuple):
     """One line of a distribution's ``entry_points.txt``."""
 
     name: str

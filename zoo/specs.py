@@ -117,15 +117,22 @@ class Weights:
     license: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Spec:
-    """A name, one line of summary, and a dotted path ``package.module:attribute`` that is imported when it is used."""
+    """A name, one line of summary, and a dotted path ``package.module:attribute`` that is imported when it is used.
+
+    Specs are compared by identity: what dataclasses would write for equality is never asked for, and writing it for
+    each record is felt in the time that ``zoo --help`` takes.
+    """
 
     kind: ClassVar[str] = "spec"
 
     name: str
     summary: str
     load: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, load={self.load!r})"
 
     def resolve(self) -> Any:
         """Import what ``load`` names.
@@ -135,7 +142,7 @@ class Spec:
         return resolve(self.load, f"{self.kind} '{self.name}'")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Architecture(Spec):
     """A network. ``load`` resolves to ``build(*, num_classes, in_channels, **options) -> torch.nn.Module``."""
 
@@ -159,7 +166,7 @@ class Architecture(Spec):
     """Multiply-accumulates for one image at ``input``'s size; 0: not known."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Task(Spec):
     """What the outputs mean. ``load`` resolves to the numpy half (see :class:`zoo.tasks.TaskHalf`)."""
 
@@ -173,7 +180,7 @@ class Task(Spec):
     """Dotted path of the torch half: loss, targets, the deployable wrapper."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DatasetFormat(Spec):
     """``load`` resolves to an object with ``sniff``, ``splits`` and ``open`` (see :class:`zoo.data.Format`)."""
 
@@ -182,7 +189,7 @@ class DatasetFormat(Spec):
     tasks: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Exporter(Spec):
     """``load`` resolves to ``export(source: Artifact, out: Path, options: Mapping) -> Artifact``."""
 
@@ -196,7 +203,7 @@ class Exporter(Spec):
     """The line that installs what is missing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Precision(Spec):
     """``load`` resolves to ``convert(artifact: Artifact, out: Path, calibration) -> Artifact``."""
 
@@ -208,7 +215,7 @@ class Precision(Spec):
     install: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Runtime(Spec):
     """``load`` resolves to ``open(model: Path | bytes, **options) -> Session`` (see :mod:`zoo.runtime`)."""
 
@@ -221,7 +228,7 @@ class Runtime(Spec):
     install: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Command(Spec):
     """``load`` resolves to a ``click.Command``; ``summary`` is its short help, so that help imports no command."""
 

@@ -23,7 +23,7 @@ from zoo.specs import Architecture
 from zoo.testing import ArchitectureTests
 from zoo_timm import generate, plugin, weights
 
-DATA = json.loads(plugin.FILE.read_text("utf-8"))
+DATA = json.loads(Path(plugin.FILE).read_text("utf-8"))
 
 
 class TestMobileNetV2(ArchitectureTests):

@@ -10,10 +10,10 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from zoo.data import Dataset, Sample  # noqa: E402
-from zoo.errors import ImageError  # noqa: E402
-from zoo.inputs import ImageInput, preprocess_batch  # noqa: E402
-from zoo.train.data import Augment, Images, Loader, batches, default_augment, shuffled  # noqa: E402
+from zoo.data import Dataset, Sample
+from zoo.errors import ImageError
+from zoo.inputs import ImageInput, preprocess_batch
+from zoo.train.data import Augment, Images, Loader, batches, default_augment, shuffled
 
 
 def photos(count: int = 5, format: str = "folders") -> Dataset:

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("zoo_classic")
 
-from zoo.errors import CheckpointError, UnknownName  # noqa: E402
-from zoo.train.models import deployable, load_checkpoint, open_model, run_name, save_checkpoint  # noqa: E402
+from zoo.errors import CheckpointError, UnknownName
+from zoo.train.models import deployable, load_checkpoint, open_model, run_name, save_checkpoint
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def test_other_labels_make_a_new_head_and_keep_the_rest(saved: Path) -> None:
         ("lenet5", {"weights": "none", "labels": ["a"], "num_classes": 3}, CheckpointError, "1 labels for 3 classes"),
     ],
 )
-def test_what_cannot_be_opened_is_said_in_one_line(source: str, options: dict, error: type[Exception], words: str) -> None:
+def test_what_cannot_be_opened_is_said_in_one_line(
+    source: str, options: dict, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         open_model(source, **options)
 

@@ -6,9 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from zoo.train.transfer import Policy, layer_groups, learning_rate_factor, set_trainable  # noqa: E402
+from zoo.train.transfer import Policy, layer_groups, learning_rate_factor, set_trainable
 
 
 class Net(nn.Module):
@@ -16,7 +16,9 @@ class Net(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 8))
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.stages = nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5)) for _ in range(6)))
+        self.stages = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5)) for _ in range(6))
+        )
         self.top = nn.ModuleDict({"norm": nn.BatchNorm2d(8), "fc": nn.Linear(8, 3)})
 
 

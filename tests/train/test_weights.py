@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
-from torch import nn  # noqa: E402
+from safetensors.torch import save_file
+from torch import nn
 
-from zoo.errors import CheckpointError  # noqa: E402
-from zoo.train.weights import adapt_channels, class_count, fit, read_state  # noqa: E402
+from zoo.errors import CheckpointError
+from zoo.train.weights import adapt_channels, class_count, fit, read_state
 
 
 def network(classes: int = 3, channels: int = 3) -> nn.Module:

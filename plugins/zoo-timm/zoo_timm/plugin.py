@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import Architecture, ImageInput, Spec, Weights, hookimpl
 
-FILE = Path(__file__).with_name("architectures.json")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = os.path.join(os.path.dirname(__file__), "architectures.json")
 
 ALIASES = {
     "resnet": "resnet50",
@@ -130,7 +133,8 @@ FAMILIES = {
 
 @hookimpl
 def zoo_register() -> Iterable[Spec]:
-    return architectures(json.loads(FILE.read_text("utf-8")))
+    with open(FILE, encoding="utf-8") as file:
+        return architectures(json.load(file))
 
 
 @hookimpl
