@@ -225,7 +225,12 @@ def colournet() -> str:
             def __init__(self) -> None:
                 super().__init__()
                 self.features = nn.Sequential(
-                    *block(in_channels, 8), nn.MaxPool2d(2), *block(8, 16), nn.MaxPool2d(2), *block(16, 32), nn.MaxPool2d(2)
+                    *block(in_channels, 8),
+                    nn.MaxPool2d(2),
+                    *block(8, 16),
+                    nn.MaxPool2d(2),
+                    *block(16, 32),
+                    nn.MaxPool2d(2),
                 )
                 self.head = nn.Linear(32 * 4 * 4, num_classes)
 

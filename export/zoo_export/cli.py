@@ -24,16 +24,30 @@ __all__ = ["command"]
 @click.argument("source", shell_complete=complete_architecture)
 @click.option("--to", default="onnx", show_default=True, help="Artefact format: any that an exporter writes.")
 @click.option("--precision", default="fp32", show_default=True, help="Comma-separated: fp32,int8.")
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled images: calibration from train, judgement on val.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Labelled images: calibration from train, judgement on val."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: NAME-bundle]")
-@click.option("--weights", default="pretrained", show_default=True, help="For an architecture: pretrained, none, or a file.")
+@click.option(
+    "--weights", default="pretrained", show_default=True, help="For an architecture: pretrained, none, or a file."
+)
 @click.option("--size", type=click.IntRange(1), help="Input height and width, in pixels.")
 @click.option("--channels", type=click.IntRange(1), help="Input channels; the first layer is adapted.")
-@click.option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Largest accuracy drop allowed, in points.")
-@click.option("--waive", default="", metavar="REASON", help="Keep an artefact that a gate failed; the manifest records why.")
-@click.option("--calibration", type=click.IntRange(1), default=128, show_default=True, help="Images that int8 is calibrated on.")
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Largest accuracy drop allowed, in points."
+)
+@click.option(
+    "--waive", default="", metavar="REASON", help="Keep an artefact that a gate failed; the manifest records why."
+)
+@click.option(
+    "--calibration", type=click.IntRange(1), default=128, show_default=True, help="Images that int8 is calibrated on."
+)
 @click.option("--max-samples", type=click.IntRange(1), help="Judge at most so many validation images.  [default: all]")
-@click.option("--val-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share set aside where the data has no val split.  [default: as trained]")
+@click.option(
+    "--val-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share set aside where the data has no val split.  [default: as trained]",
+)
 @click.option("--split-seed", type=int, help="Seed of that division.  [default: as trained]")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, for PyTorch and for the artefacts.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already at --out.")
@@ -115,7 +129,10 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
                 "bundle": str(outcome.bundle) if outcome.bundle else None,
                 "report": str(outcome.report_path),
                 "default": outcome.manifest.get("default"),
-                "artifacts": [{**_facts(outcome, a), "findings": [f.to_dict() for f in a.findings]} for a in outcome.report.artifacts],
+                "artifacts": [
+                    {**_facts(outcome, a), "findings": [f.to_dict() for f in a.findings]}
+                    for a in outcome.report.artifacts
+                ],
                 "statements": list(outcome.report.statements),
             }
         )

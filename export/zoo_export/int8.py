@@ -90,7 +90,9 @@ class StaticInt8:
         layers = [n for n in weighted_nodes(model) if n not in head]
         kept = [n for n in layers if n in calibration.keep_float]
         if len(kept) == len(layers):
-            raise ExportError("no layer can be quantised: the network has none beside its classifier, or all are kept in float")
+            raise ExportError(
+                "no layer can be quantised: the network has none beside its classifier, or all are kept in float"
+            )
         quantised = _quantise(model, ranges, exclude=sorted({*head, *calibration.keep_float}))
         onnx.checker.check_model(clean(quantised), full_check=True)
         save(quantised, out)

@@ -135,9 +135,18 @@ def _module_path(node: onnx.NodeProto) -> str:
 
 
 _ADVICE = (
-    (r"No ONNX function found for <OpOverload\(op='([\w.]+)'", "operator {0} has no ONNX form: replace it in the network's forward by operators that have one"),
-    (r"data-dependent expression ([^\n(]+)", "the forward decides on the values of the data ({0}), which a graph cannot: take the decision out of the forward"),
-    (r"(?:Constraints violated|specialized|ConstraintViolation)[^\n]*", "the forward fixes the batch size: it must take any number of images"),
+    (
+        r"No ONNX function found for <OpOverload\(op='([\w.]+)'",
+        "operator {0} has no ONNX form: replace it in the network's forward by operators that have one",
+    ),
+    (
+        r"data-dependent expression ([^\n(]+)",
+        "the forward decides on the values of the data ({0}), which a graph cannot: take the decision out of the forward",
+    ),
+    (
+        r"(?:Constraints violated|specialized|ConstraintViolation)[^\n]*",
+        "the forward fixes the batch size: it must take any number of images",
+    ),
 )
 
 

@@ -138,7 +138,9 @@ class Batches:
         return np.concatenate(parts)[:count]
 
 
-def export_bundle(request: Request, *, progress: Progress | None = None, note: Callable[[str], None] = print) -> Outcome:
+def export_bundle(
+    request: Request, *, progress: Progress | None = None, note: Callable[[str], None] = print
+) -> Outcome:
     """Export, convert, judge, and write the bundle folder ``request.out``: whole, or not at all.
 
     An artefact that a gate failed is kept out unless ``request.waive`` says why it may stay. The report is written
@@ -159,9 +161,7 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
                 meant = get_registry().get(Architecture, request.source)
                 if meant.name != request.source:
                     note(f"{request.source} means {meant.name}: {meant.summary}")
-            model = open_model(
-                request.source, weights=request.weights, size=request.size, channels=request.channels
-            )
+            model = open_model(request.source, weights=request.weights, size=request.size, channels=request.channels)
             module = deployable(model)
             reference = torch_reference(model)
             _need_to_run(model, reference)
@@ -170,12 +170,21 @@ def export_bundle(request: Request, *, progress: Progress | None = None, note: C
                 note(f"warning: {text}")
             basis = _basis(request, model, reference, show, note)
             if basis.dataset is not None and basis.dataset.faults:
-                statements.append(f"{len(basis.dataset.faults)} unreadable images were left out of the {basis.dataset.split} split.")
+                statements.append(
+                    f"{len(basis.dataset.faults)} unreadable images were left out of the {basis.dataset.split} split."
+                )
             source = Artifact(format="torch", precision="fp32", input=model.input, task=model.task, module=module)
             with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as name:
                 work = Path(name)
                 maker = _Maker(
-                    request=request, source=source, folder=folder, work=work, basis=basis, runtime=runtime, threads=threads, note=note
+                    request=request,
+                    source=source,
+                    folder=folder,
+                    work=work,
+                    basis=basis,
+                    runtime=runtime,
+                    threads=threads,
+                    note=note,
                 )
                 made = [maker.make(plan) for plan in plans]
                 statements += maker.statements
@@ -216,16 +225,22 @@ def _statements(request: Request, model: Model) -> list[str]:
             "Numbers and latency were judged on made images of natural statistics."
         )
     if model.weights == "none":
-        found.append("The weights are random (--weights none): parity says little about them, and the bundle knows nothing.")
+        found.append(
+            "The weights are random (--weights none): parity says little about them, and the bundle knows nothing."
+        )
     elif model.provenance.get("head") == "new":
-        found.append("The classifier is new and untrained: its answers mean nothing until it is fine-tuned (`zoo finetune`).")
+        found.append(
+            "The classifier is new and untrained: its answers mean nothing until it is fine-tuned (`zoo finetune`)."
+        )
     return found
 
 
 # -- what is judged on -----------------------------------------------------------------------------------------
 
 
-def _basis(request: Request, model: Model, torch_ref: TorchReference, show: Progress, note: Callable[[str], None]) -> _Basis:
+def _basis(
+    request: Request, model: Model, torch_ref: TorchReference, show: Progress, note: Callable[[str], None]
+) -> _Basis:
     spec = model.input
     dataset: Dataset | None = None
     train: Dataset | None = None
@@ -291,9 +306,7 @@ def _made_images(spec: ImageInput, count: int, seed: int) -> Iterable[np.ndarray
     return natural_images(count, height, width, channels, seed)
 
 
-def _data(
-    request: Request, model: Model, show: Progress, note: Callable[[str], None]
-) -> tuple[Dataset, Dataset]:
+def _data(request: Request, model: Model, show: Progress, note: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """The training split (for calibration) and the validation split, divided as they were at training."""
     divided = model.provenance.get("data") or {}
     val_share = request.val_share if request.val_share is not None else float(divided.get("val_share", 0.2))
@@ -307,7 +320,9 @@ def _data(
         val = audit(val, progress=lambda done, total: update(done))
     known = (divided.get("val") or {}).get("fingerprint")
     if known and request.max_samples is None and known != val.fingerprint():
-        note("warning: this is not the division of the data that the checkpoint was trained with: some judged images may have been learnt from")
+        note(
+            "warning: this is not the division of the data that the checkpoint was trained with: some judged images may have been learnt from"
+        )
     for text in val.notes:
         note(f"warning: {text}")
     for fault in val.faults[:5]:
@@ -330,7 +345,9 @@ def _calibration(request: Request, spec: ImageInput, train: Dataset | None) -> C
         if len(tensors) == request.calibration:
             break
     if not tensors:
-        raise DataError(f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated")
+        raise DataError(
+            f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated"
+        )
     return Calibration(tensors=np.stack(tensors), source=f"{len(tensors)} images of the {train.source}")
 
 
@@ -362,7 +379,9 @@ def _line(error: BaseException) -> str:
 def _need_finite(outputs: Mapping[str, np.ndarray], origin: str) -> None:
     for name, value in outputs.items():
         if not np.isfinite(value).all():
-            raise ExportError(f"PyTorch's own output '{name}' is not finite on the {origin}: the checkpoint is broken, train it again")
+            raise ExportError(
+                f"PyTorch's own output '{name}' is not finite on the {origin}: the checkpoint is broken, train it again"
+            )
 
 
 # -- making and judging ----------------------------------------------------------------------------------------
@@ -433,11 +452,15 @@ class _Maker:
             made.artifact, made.report = replace(made.artifact, notes=notes), replace(made.report, notes=notes)
             shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
             count = f"{len(worst)} layer{'s' if len(worst) > 1 else ''}"
-            self.statements.append(f"{plan.precision}: {count} went back to float, because it lost too much without: {shown}.")
+            self.statements.append(
+                f"{plan.precision}: {count} went back to float, because it lost too much without: {shown}."
+            )
             self.note(self.statements[-1])
         return made
 
-    def _convert(self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration) -> Artifact:
+    def _convert(
+        self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
+    ) -> Artifact:
         place = self.work if plan.after else self.folder
         found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
         for exporter in plan.after:
@@ -647,7 +670,10 @@ def _manifest(
         "data": data,
         "provenance": provenance,
         "licences": licences,
-        "versions": {"edgezoo": __version__, **versions(("zoo-export", "torch", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numpy", "pillow"))},
+        "versions": {
+            "edgezoo": __version__,
+            **versions(("zoo-export", "torch", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numpy", "pillow")),
+        },
         "machine": dict(report.machine),
         "files": {},
     }
@@ -657,4 +683,3 @@ def _default(artifacts: Sequence[Mapping[str, Any]]) -> str:
     """The first verified fp32 artefact, else the first verified one, else the first."""
     ranked = sorted(artifacts, key=lambda a: (a["status"] != "verified", a["precision"] != "fp32"))
     return str(ranked[0]["name"])
-

@@ -43,7 +43,9 @@ def make_plans(to: str, precisions: Sequence[str]) -> list[Plan]:
         spec = registry.precision(precision, formats[at])
         gone = absent(spec)
         if gone:
-            raise MissingPart(f"{gone[0]}, which precision '{spec.name}' needs,", spec.install or f"pip install {gone[0]}")
+            raise MissingPart(
+                f"{gone[0]}, which precision '{spec.name}' needs,", spec.install or f"pip install {gone[0]}"
+            )
         plans.append(Plan(precision=precision, before=chain[:at], convert=spec, after=chain[at:]))
     return plans
 
@@ -55,6 +57,8 @@ def runtime_for(format: str) -> Runtime:
         if not absent(spec):
             return spec
     if not found:
-        raise ExportError(f"no runtime reads {format} artefacts, so they could not be judged: `zoo plugins` shows what is installed")
+        raise ExportError(
+            f"no runtime reads {format} artefacts, so they could not be judged: `zoo plugins` shows what is installed"
+        )
     gone = absent(found[0])[0]
     raise MissingPart(f"{gone}, which runtime '{found[0].name}' needs,", found[0].install or f"pip install {gone}")

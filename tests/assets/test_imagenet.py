@@ -50,7 +50,9 @@ def table(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "photos.csv"
 
 
-def test_the_same_top_1_everywhere_and_int8_within_two_points(assets: Path, photos: list[Path], table: Path, zoo, tmp_path):
+def test_the_same_top_1_everywhere_and_int8_within_two_points(
+    assets: Path, photos: list[Path], table: Path, zoo, tmp_path
+):
     from zoo.inputs import preprocess_batch
     from zoo.train.models import open_model
     from zoo.train.reference import torch_reference
@@ -69,7 +71,9 @@ def test_the_same_top_1_everywhere_and_int8_within_two_points(assets: Path, phot
         outputs = reference.run(preprocess_batch(photos[start : start + 20], model.input))
         in_torch += outputs["scores"].argmax(axis=1).tolist()
 
-    printed = subprocess.run([sys.executable, "-c", DEVICE, bundle, *photos], capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", DEVICE, bundle, *photos], capture_output=True, text=True, check=True
+    )
     on_device = json.loads(printed.stdout)
     assert on_device["fp32"] == in_torch
 

@@ -59,7 +59,15 @@ def test_the_manifest_is_whole(
         manifest = bundle.manifest
     present = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert set(manifest["files"]) == present - {"zoo.json"}
-    assert {"model.fp32.onnx", "model.int8.onnx", "model.modules.json", "golden.npz", "reference.npz", "parity.json", "report.html"} <= present
+    assert {
+        "model.fp32.onnx",
+        "model.int8.onnx",
+        "model.modules.json",
+        "golden.npz",
+        "reference.npz",
+        "parity.json",
+        "report.html",
+    } <= present
     assert manifest["default"] == "fp32"
     assert manifest["labels"] == ["0", "1", "2", "3", "4"]
     assert manifest["outputs"] == [
@@ -109,7 +117,9 @@ def test_the_bundle_stands_on_its_own(
 
 def test_without_data_it_says_that_accuracy_was_not_judged(tmp_path: Path, zoo: Zoo) -> None:
     out = tmp_path / "bundle"
-    done = zoo("export", "lenet", "--weights", "none", "--precision", "fp32,int8", "--out", out, "--json", "--threads", 1)
+    done = zoo(
+        "export", "lenet", "--weights", "none", "--precision", "fp32,int8", "--out", out, "--json", "--threads", 1
+    )
     said = json.loads(done.stdout)
     assert "lenet means lenet5" in done.stderr
     assert "Accuracy was not judged" in done.stderr
@@ -188,7 +198,9 @@ def test_layers_that_hurt_go_back_to_float(colournet_checkpoint: Path, coloured_
     poisoned = tmp_path / "poisoned"
     save_checkpoint(poisoned, model, metrics={}, data=model.provenance["data"], seed=0)
     outcome = export_bundle(
-        Request(source=str(poisoned), out=tmp_path / "out", precisions=("fp32", "int8"), data=coloured_digits, threads=1),
+        Request(
+            source=str(poisoned), out=tmp_path / "out", precisions=("fp32", "int8"), data=coloured_digits, threads=1
+        ),
         note=lambda text: None,
     )
     assert [m["status"] for m in outcome.manifest["artifacts"]] == ["verified", "verified"]
@@ -215,7 +227,11 @@ def test_layers_that_hurt_go_back_to_float(colournet_checkpoint: Path, coloured_
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_bad_input_gives_one_line_and_nothing_written(
-    line: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert execute(["export", *line, "--out", str(tmp_path / "out")]) == 2
@@ -268,7 +284,9 @@ def test_damaged_images_are_listed_and_left_out(
     assert any("3 unreadable images" in s for s in manifest["parity"]["statements"])
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import zoo_export.pipeline
 
     def interrupted(*_: object, **__: object) -> None:
@@ -282,7 +300,10 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_help_imports_no_torch() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "zoo", "export", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "zoo", "export", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "Examples:" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -95,7 +95,9 @@ def test_the_scheme_is_u8s8_per_channel(fp32: Artifact, calibration: Calibration
     assert any(zero_points), "activations are asymmetric"
 
 
-def test_the_classifier_and_what_follows_stay_in_float(fp32: Artifact, calibration: Calibration, tmp_path: Path) -> None:
+def test_the_classifier_and_what_follows_stay_in_float(
+    fp32: Artifact, calibration: Calibration, tmp_path: Path
+) -> None:
     artifact = StaticInt8()(fp32, tmp_path / "model.int8.onnx", calibration)
     model = onnx.load(str(artifact.path))
     head = next(n for n in model.graph.node if n.op_type == "Gemm")

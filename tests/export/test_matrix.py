@@ -52,7 +52,14 @@ class Exported:
     reference: Reference
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=[name for name, _, _ in FAMILIES])
+SLOW = ("inception_v3", "densenet121")
+"""Hundreds of nodes: some 20 seconds each to export."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, id=f[0], marks=[pytest.mark.slow] if f[0] in SLOW else []) for f in FAMILIES],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     name, side, options = request.param
     registry = get_registry()
@@ -67,7 +74,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     task = registry.get(Task, "classify")
     tensors = probe(spec, 12, seed=5).numpy()
     reference = Reference(
-        name="PyTorch", outputs=run(module, tensors), exact=run(copy.deepcopy(module).double(), tensors.astype(np.float64))
+        name="PyTorch",
+        outputs=run(module, tensors),
+        exact=run(copy.deepcopy(module).double(), tensors.astype(np.float64)),
     )
     folder = tmp_path_factory.mktemp(name)
     source = Artifact(format="torch", precision="fp32", input=spec, task=task, module=module)
@@ -91,7 +100,9 @@ def run(module: Any, tensors: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def judge(exported: Exported, outputs: dict[str, np.ndarray]) -> Any:
-    candidate = Candidate(name="fp32", precision="fp32", outputs=outputs, tolerances=bounds(exported.samples.task, "fp32"))
+    candidate = Candidate(
+        name="fp32", precision="fp32", outputs=outputs, tolerances=bounds(exported.samples.task, "fp32")
+    )
     return numbers(candidate, exported.reference, exported.samples)
 
 

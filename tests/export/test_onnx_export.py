@@ -96,8 +96,15 @@ def test_two_runs_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stdout == "", "the exporter prints"
         assert done.stderr == "", "the exporter prints"
-        assert {p.name for p in folder.iterdir()} == {script.name, "model.fp32.onnx", "model.int8.onnx", "model.modules.json"}
-        results.append([(folder / name).read_bytes() for name in ("model.fp32.onnx", "model.int8.onnx", "model.modules.json")])
+        assert {p.name for p in folder.iterdir()} == {
+            script.name,
+            "model.fp32.onnx",
+            "model.int8.onnx",
+            "model.modules.json",
+        }
+        results.append(
+            [(folder / name).read_bytes() for name in ("model.fp32.onnx", "model.int8.onnx", "model.modules.json")]
+        )
     assert results[0] == results[1]
     for data in (*results[0], *results[1]):
         for path in (str(tmp_path), str(Path(torch.__file__).parent), str(Path.home()), str(Path(__file__).parents[2])):
@@ -205,7 +212,9 @@ def test_onnxslim_and_cleaning_keep_the_function(exported: tuple[Artifact, nn.Mo
     artifact, module = exported
     assert artifact.path is not None
     with hushed(), torch.no_grad():
-        raw: Any = torch.onnx.export(module, (torch.zeros(2, *SPEC.shape),), dynamo=True, verbose=False, output_names=["logits", "scores"])
+        raw: Any = torch.onnx.export(
+            module, (torch.zeros(2, *SPEC.shape),), dynamo=True, verbose=False, output_names=["logits", "scores"]
+        )
     save(raw.model_proto, tmp_path / "raw.onnx")
     tensors = np.random.default_rng(0).normal(size=(2, *SPEC.shape)).astype(np.float32)
     ours = open_session(artifact.path, threads=1).run(tensors)
@@ -213,7 +222,9 @@ def test_onnxslim_and_cleaning_keep_the_function(exported: tuple[Artifact, nn.Mo
     np.testing.assert_allclose(ours["logits"], theirs["logits"], atol=1e-6)
 
 
-def test_no_space_leaves_nothing(exported: tuple[Artifact, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_leaves_nothing(
+    exported: tuple[Artifact, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
 
     import zoo.files

@@ -54,7 +54,9 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.fixture(scope="module")
-def outcome(assets: Path, photos: tuple[Path, list[Path], list[int]], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(
+    assets: Path, photos: tuple[Path, list[Path], list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
     weights = assets / "weights" / "mobilenetv2_100.imagenet1k.safetensors"
     return export_bundle(
         Request(

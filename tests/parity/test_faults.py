@@ -260,7 +260,9 @@ def test_each_fault_is_caught_and_named(fault: str, bundle: Path, good: Good, va
 
 
 @pytest.mark.parametrize("fault", ["crop off by 4 px", "resize without antialiasing"])
-def test_a_device_that_preprocesses_otherwise_is_caught(fault: str, bundle: Path, val: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_preprocesses_otherwise_is_caught(
+    fault: str, bundle: Path, val: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """These cannot be said in a manifest: it is the device's own code that errs."""
     if fault == "crop off by 4 px":
         honest = zoo.inputs.frame

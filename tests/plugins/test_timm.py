@@ -217,6 +217,6 @@ def test_files_that_do_not_fit_leave_nothing_behind(tmp_path: Path, monkeypatch:
     file = tmp_path / "model.safetensors"
     save_model(timm.create_model("test_vit"), str(file))
     monkeypatch.setattr(weights, "_from_hub", lambda repo, name, cache: file)
-    with pytest.raises(CheckpointError, match="is not what timm .* expects of 'test_resnet.r160_in1k'"):
+    with pytest.raises(CheckpointError, match=r"is not what timm .* expects of 'test_resnet\.r160_in1k'"):
         weights.open_weights("test_resnet.r160_in1k", tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*"))

@@ -86,7 +86,7 @@ def command(out: Path, quick: bool) -> None:
 
     held_out = open_data(new, val_share=VAL_SHARE, seed=SEED).val
     sample = held_out[len(held_out) // 2]
-    photo, picture = Path(sample.image), out / "prediction.png"
+    photo, picture = new / sample.id, out / "prediction.png"
     note(f'\n$ python -c \'import zoo.runtime; zoo.runtime.load("{packed}")("{photo}")\'')
     done = subprocess.run(
         [sys.executable, "-c", DEVICE, str(packed), str(photo), str(picture)], capture_output=True, text=True

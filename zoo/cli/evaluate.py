@@ -94,7 +94,12 @@ def command(
     dataset = _open(data, split, format, share, seed)
     known = (divided.get(split) or {}).get("fingerprint")
     dataset = dataset.relabelled(runner.labels)
-    if split == "val" and known and divided.get("name") == dataset.root.name and known != dataset.fingerprint():
+    if (
+        split == "val"
+        and known
+        and divided.get("name", dataset.root.name) == dataset.root.name
+        and known != dataset.fingerprint()
+    ):
         note(
             "warning: this is not the division of the data that the network was trained with: it may have learnt from some of these images"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import ZooError
-from ..specs import resolve
+from ..specs import Architecture, resolve
 from .common import complete_architecture, emit_json, json_option, note, progress, table
 
 
@@ -141,6 +142,8 @@ def command(
             )
     elif source is None or data is None:
         raise click.UsageError("give an architecture (or a checkpoint) and --data, or --resume RUN")
+    if source is not None and data is not None:
+        _refuse_early(source, data)
     module = "zoo.train.finetune"
     options_type = resolve(f"{module}:Options", "fine-tuning")
     if resume is not None:
@@ -180,6 +183,18 @@ def command(
     ]
     click.echo(table(rows, ("", "best epoch, validation")))
     click.echo(f"\nnext: zoo export {folder} --data {_data_of(folder, data)} --out {folder}/bundle")
+
+
+def _refuse_early(source: str, data: str) -> None:
+    """What is wrong at first sight is said before torch and Lightning are imported, which takes seconds."""
+    if not Path(data).exists():
+        from ..data import open_data
+
+        open_data(data)
+    if not Path(source).exists() and os.sep not in source:
+        from ..registry import get_registry
+
+        get_registry().get(Architecture, source)
 
 
 def _absolute(rest: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What plugin authors test with: subclass :class:`ArchitectureTests` in five lines, and run pytest.
+"""What plugin authors test with: subclass :class:`ArchitectureTests` in five lines, and run pytest::
 
 from zoo.testing import ArchitectureTests
+
 
 class TestPebbleNet(ArchitectureTests):
     name = "pebblenet"
@@ -8,7 +9,12 @@ class TestPebbleNet(ArchitectureTests):
 
 from __future__ import annotations
 
-from .architectures import ArchitectureTests
-from .signal import carries_signal, give_signal, probe
+import pytest
+
+# before the import, so that a failing assertion of the kit shows its values
+pytest.register_assert_rewrite("zoo.testing.architectures")
+
+from .architectures import ArchitectureTests  # noqa: E402
+from .signal import carries_signal, give_signal, probe  # noqa: E402
 
 __all__ = ["ArchitectureTests", "carries_signal", "give_signal", "probe"]

@@ -52,7 +52,9 @@ def give_signal(network: nn.Module, spec: ImageInput, seed: int = 0) -> nn.Modul
                 # a vector that scales a branch (LayerScale, a residual gain) must let the branch through
                 gain = parameter.ndim == 1 and name != "bias"
                 parameter.copy_(normal(parameter, 0.1, 0.5 if gain else 0.0))
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [
+            m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
         if norms:
             _measure(network, norms, probe(spec, 16, seed))
         for norm in norms:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 __all__ = ["ClassifyTrainer", "Deployable"]
 
@@ -55,11 +54,13 @@ class ClassifyTrainer:
         ``mixup`` (Zhang et al. 2018, arXiv:1710.09412) and ``cutmix`` (Yun et al. 2019, arXiv:1905.04899) are the
         alphas of their Beta distributions; where both are given, each batch draws one of the two.
         """
+        if not (mixup or cutmix):
+            return None
+        from torchvision.transforms import v2  # seconds to import, and evaluation and export come through this module
+
         ways: list[nn.Module] = []
         if mixup > 0:
             ways.append(v2.MixUp(alpha=mixup, num_classes=classes))
         if cutmix > 0:
             ways.append(v2.CutMix(alpha=cutmix, num_classes=classes))
-        if not ways:
-            return None
         return ways[0] if len(ways) == 1 else v2.RandomChoice(ways)

@@ -1,0 +1,175 @@
+"""The conformance kit catches what it is for: networks that are broken in one way each."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn
+
+from zoo.hookspecs import hookimpl
+from zoo.registry import Registry, get_registry
+from zoo.specs import Architecture, ImageInput
+from zoo.testing import ArchitectureTests, architectures
+
+INPUT = ImageInput(height=8, width=8, resize="squash")
+
+
+class Good(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class ThreeChannelsOnly(Good):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, 3)
+
+
+class Probabilities(Good):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, :-1]
+
+
+class AnotherLayerDependsOnTheClasses(Good):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self.body[0] = nn.Conv2d(in_channels, num_classes, 3)
+        self.body[1] = nn.BatchNorm2d(num_classes)
+        self.head = nn.Linear(num_classes, num_classes)
+
+
+class UnusedLayer(Good):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self.forgotten = nn.Linear(2, 2)
+
+
+class RandomInEval(Good):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.randn_like(x))
+
+
+class ForeignRandomness(Good):
+    calls = 0
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        ForeignRandomness.calls += 1
+        with torch.no_grad():
+            self.head.bias.fill_(ForeignRandomness.calls)
+
+
+class BatchMixes(Good):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class Blind(Good):
+    """Its answer hardly depends on the image: a comparison would pass anything."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)) * 1e-6) + torch.arange(float(self.head.out_features))
+
+
+@pytest.fixture
+def kit(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers a network class as an architecture, and gives a test class for it."""
+
+    def make(network: type[nn.Module], **fields: Any) -> ArchitectureTests:
+        module = ModuleType("zoo_kit_networks")
+        module.build = lambda *, num_classes, in_channels: network(num_classes, in_channels)
+        monkeypatch.setitem(sys.modules, "zoo_kit_networks", module)
+        values = {"name": "net", "summary": "A network", "load": "zoo_kit_networks:build", "task": "classify"}
+        record = Architecture(**{**values, "input": INPUT, "head": "head", "license": "MIT", **fields})
+        plugin = ModuleType("plugin")
+        plugin.zoo_register = hookimpl(lambda: list(get_registry_specs()) + [record])
+        registry = Registry(discover=False)
+        added = registry.add("kit", plugin)
+        assert not added.error, added.error
+        monkeypatch.setattr(architectures, "get_registry", lambda: registry)
+        tests = ArchitectureTests()
+        type(tests).name = "net"  # type: ignore[misc]
+        tests.record_made = registry.get(Architecture, "net")  # type: ignore[attr-defined]
+        return tests
+
+    yield make
+    if "name" in vars(ArchitectureTests):
+        del ArchitectureTests.name
+
+
+def get_registry_specs() -> list[Any]:
+    """The ONNX exporter, which the kit's last test needs."""
+    from zoo.specs import Exporter
+
+    return get_registry().specs(Exporter)
+
+
+def run(tests: Any, check: str, *arguments: Any) -> None:
+    getattr(tests, check)(tests.record_made, *arguments)
+
+
+CHECKS = {
+    "test_the_record_is_whole": (),
+    "test_builds_for_any_classes_and_channels": (7, 1),
+    "test_only_the_head_depends_on_the_classes": (),
+    "test_gradients_reach_every_parameter": (),
+    "test_is_deterministic": (),
+    "test_images_of_a_batch_do_not_meet": (),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_good_network_passes(kit: Any, check: str) -> None:
+    run(kit(Good), check, *CHECKS[check])
+
+
+@pytest.mark.parametrize(
+    ("network", "check", "words"),
+    [
+        (Probabilities, "test_builds_for_any_classes_and_channels", r"gives \(2, 6\) for 2 images and 7 classes"),
+        (AnotherLayerDependsOnTheClasses, "test_only_the_head_depends_on_the_classes", "beside the head head"),
+        (UnusedLayer, "test_gradients_reach_every_parameter", "no gradient reaches forgotten.weight"),
+        (RandomInEval, "test_is_deterministic", "random in eval mode"),
+        (ForeignRandomness, "test_is_deterministic", "the same seed builds different networks"),
+        (BatchMixes, "test_images_of_a_batch_do_not_meet", "with its neighbours"),
+    ],
+)
+def test_broken_networks_are_caught(kit: Any, network: type[nn.Module], check: str, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        run(kit(network), check, *CHECKS[check])
+
+
+def test_a_fixed_channel_count_is_caught(kit: Any) -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        run(kit(ThreeChannelsOnly), "test_builds_for_any_classes_and_channels", 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"license": ""}, "licence"), ({"summary": ""}, "summary"), ({"task": "clasify"}, "clasify")],
+)
+def test_records_that_lack_something_are_caught(kit: Any, fields: dict[str, str], words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        run(kit(Good, **fields), "test_the_record_is_whole")
+
+
+def test_a_wrong_parameter_count_is_caught(kit: Any) -> None:
+    right = sum(p.numel() for p in Good(10, 3).parameters())
+    run(kit(Good, parameters=right), "test_the_published_size_is_right")
+    with pytest.raises(AssertionError):
+        run(kit(Good, parameters=right + 1), "test_the_published_size_is_right")
+
+
+def test_a_blind_network_cannot_pass_parity(kit: Any, tmp_path: Any) -> None:
+    pytest.importorskip("onnx")
+    with pytest.raises(AssertionError, match="hardly depend on the image"):
+        run(kit(Blind), "test_onnx_equals_pytorch", tmp_path)
