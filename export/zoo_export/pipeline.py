@@ -187,6 +187,9 @@ def export_bundle(
                     note=note,
                 )
                 made = [maker.make(plan) for plan in plans]
+                for text in _slower_than_fp32(made):
+                    note(f"warning: {text}")
+                    statements.append(text)
                 statements += maker.statements
                 if (work / MODULES).exists() and not (folder / MODULES).exists():
                     shutil.copy(work / MODULES, folder / MODULES)
@@ -202,6 +205,22 @@ def export_bundle(
     if outcome.report.failed:
         raise ExportGateFailed(outcome)
     return outcome
+
+
+def _slower_than_fp32(made: Sequence[_Made]) -> list[str]:
+    """The latency gate compares with PyTorch, so a smaller precision that is no faster than fp32 must be said apart."""
+    ratios = {
+        one.report.name: finding.figures["ratio_p50"]
+        for one in made
+        for finding in one.report.findings
+        if finding.gate == "latency" and "ratio_p50" in finding.figures
+    }
+    whole = ratios.get("fp32")
+    return [
+        f"{name} takes {ratio / whole:.2f} times as long as fp32 on this machine: it saves space here, not time."
+        for name, ratio in ratios.items()
+        if whole and ratio > 1.05 * whole
+    ]
 
 
 class ExportGateFailed(GateFailed):

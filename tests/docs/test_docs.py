@@ -14,7 +14,9 @@ from zoo import hookspecs, specs
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
 HOOKS = [f for name, f in vars(hookspecs).items() if name.startswith("zoo_")]
-RECORDS = [r for r in vars(specs).values() if inspect.isclass(r) and dataclasses.is_dataclass(r) and r is not specs.Spec]
+RECORDS = [
+    r for r in vars(specs).values() if inspect.isclass(r) and dataclasses.is_dataclass(r) and r is not specs.Spec
+]
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda h: h.__name__)

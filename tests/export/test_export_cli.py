@@ -308,3 +308,19 @@ def test_help_imports_no_torch() -> None:
     assert "Examples:" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "onnx", "numpy", "onnxruntime"}
+
+
+def test_a_precision_that_is_slower_than_fp32_is_said_so() -> None:
+    from types import SimpleNamespace
+
+    from zoo.parity import Finding
+    from zoo.parity.report import ArtifactReport
+    from zoo_export.pipeline import _slower_than_fp32
+
+    def made(name: str, ratio: float) -> SimpleNamespace:
+        finding = Finding(gate="latency", verdict="pass", message="-", figures={"ratio_p50": ratio})
+        return SimpleNamespace(report=ArtifactReport(name=name, precision=name, format="onnx", findings=[finding]))
+
+    assert _slower_than_fp32([made("fp32", 0.2), made("int8", 0.1)]) == []
+    (said,) = _slower_than_fp32([made("fp32", 0.2), made("int8", 0.3)])
+    assert said.startswith("int8 takes 1.50 times as long as fp32")

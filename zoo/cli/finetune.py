@@ -75,7 +75,7 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     "--lr",
     metavar="X|auto",
     type=_NumberOr(float, "auto"),
-    help="Learning rate; auto: by a range test.  [default: 0.0005, from scratch 0.002]",
+    help="Learning rate; auto: by a range test.  [default: 0.0001, from scratch 0.002]",
 )
 @click.option(
     "--lr-decay",

@@ -282,7 +282,7 @@ class _Run:
             "precision": _precision(o.precision, self._device(), large),
             "channels_last": convolves and large,
             "augment": asdict(augment),
-            "lr": o.lr if isinstance(o.lr, float) else 2e-3 if self.scratch else 5e-4,
+            "lr": o.lr if isinstance(o.lr, float) else 2e-3 if self.scratch else 1e-4,
         }
         count = len(self.train_data)
         batch = o.batch_size if isinstance(o.batch_size, int) else 16 if count < 1000 else 32 if count < 10_000 else 128

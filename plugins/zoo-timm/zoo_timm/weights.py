@@ -58,7 +58,9 @@ def open_weights(name: str, cache: Path) -> Path:
     try:
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm raises whatever a layout that does not fit leads to
-        raise CheckpointError(f"{source} is not what timm {timm.__version__} expects of '{name}': {_line(error)}") from error
+        raise CheckpointError(
+            f"{source} is not what timm {timm.__version__} expects of '{name}': {_line(error)}"
+        ) from error
     beside = converted.with_name(f".{converted.name}.{os.getpid()}.part")
     try:
         converted.parent.mkdir(parents=True, exist_ok=True)
