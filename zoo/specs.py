@@ -24,7 +24,8 @@ __all__ = [
 
 RESIZES = ("shortest", "squash", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-COLORS = ("RGB", "BGR", "L", "RGBA", "bands")
+COLORS: Mapping[str, int | None] = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4, "bands": None}
+"""Channel orders, and how many channels each has; ``bands`` has any number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,24 +54,39 @@ class ImageInput:
     fill: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        def need(ok: bool, rule: str) -> None:
-            if not ok:
-                raise ValueError(f"ImageInput: {rule}")
+        broken = self._broken_rule()
+        if broken:
+            raise ValueError(f"ImageInput: {broken}")
 
-        need(isinstance(self.height, int) and isinstance(self.width, int), "height and width are whole numbers")
-        need(1 <= self.height <= 16384 and 1 <= self.width <= 16384, "height and width lie in 1..16384")
-        need(isinstance(self.channels, int) and 1 <= self.channels <= 64, "channels lies in 1..64")
-        need(self.resize in RESIZES, f"resize is one of {', '.join(RESIZES)}")
-        need(self.interpolation in INTERPOLATIONS, f"interpolation is one of {', '.join(INTERPOLATIONS)}")
-        need(self.color in COLORS, f"color is one of {', '.join(COLORS)}")
-        wanted = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4}.get(self.color, self.channels)
-        need(self.channels == wanted, f"color {self.color} has {wanted} channels, not {self.channels}")
-        need(0.1 <= self.crop <= 1.0, "crop lies in 0.1..1")
-        need(len(self.mean) == self.channels, f"mean has {len(self.mean)} values for {self.channels} channels")
-        need(len(self.std) == self.channels, f"std has {len(self.std)} values for {self.channels} channels")
-        need(all(abs(m) < 1e6 for m in self.mean), "mean is finite")
-        need(all(1e-6 < s < 1e6 for s in self.std), "std is positive and finite")
-        need(len(self.fill) in (0, self.channels), "fill has one value a channel, or none")
+    def _broken_rule(self) -> str:
+        channels = self.channels
+        if not isinstance(self.height, int) or not isinstance(self.width, int):
+            return "height and width are whole numbers"
+        if not (1 <= self.height <= 16384 and 1 <= self.width <= 16384):
+            return "height and width lie in 1..16384"
+        if not isinstance(channels, int) or not 1 <= channels <= 64:
+            return "channels lies in 1..64"
+        if self.resize not in RESIZES:
+            return f"resize is one of {', '.join(RESIZES)}"
+        if self.interpolation not in INTERPOLATIONS:
+            return f"interpolation is one of {', '.join(INTERPOLATIONS)}"
+        if self.color not in COLORS:
+            return f"color is one of {', '.join(COLORS)}"
+        if COLORS[self.color] not in (None, channels):
+            return f"color {self.color} has {COLORS[self.color]} channels, not {channels}"
+        if not 0.1 <= self.crop <= 1.0:
+            return "crop lies in 0.1..1"
+        if len(self.mean) != channels:
+            return f"mean has {len(self.mean)} values for {channels} channels"
+        if len(self.std) != channels:
+            return f"std has {len(self.std)} values for {channels} channels"
+        if not all(abs(m) < 1e6 for m in self.mean):
+            return "mean is finite"
+        if not all(1e-6 < s < 1e6 for s in self.std):
+            return "std is positive and finite"
+        if len(self.fill) not in (0, channels):
+            return "fill has one value a channel, or none"
+        return ""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..data.folders import images_in
+from ..data.naming import images_in
 from ..errors import DataError, ImageError
 from ..files import new_folder, write_bytes
 from ..inputs import ImageInput, read_image

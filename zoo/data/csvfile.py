@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from . import Dataset, Sample
-from .splitting import SPLITS, split_of
+from .naming import SPLITS, split_of
 
 __all__ = ["CsvFormat"]
 

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import DataError
 from . import Dataset, Sample
-from .splitting import SPLITS, split_of
+from .naming import SPLITS, hidden, images_in, split_of
 
-__all__ = ["FolderFormat", "images_in"]
-
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".avif",
-        ".npy",
-    ]
-)
+__all__ = ["FolderFormat"]
 
 
 class FolderFormat:
@@ -85,32 +61,8 @@ class FolderFormat:
         )
 
 
-def images_in(folder: Path) -> tuple[list[Path], int]:
-    """Image files anywhere below ``folder``, sorted, and how many other (or hidden) files lie there."""
-    images: list[Path] = []
-    other = 0
-    visited = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        if real in visited:  # a link that leads back up
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(f for f in folders if not _hidden(f))
-        for name in files:
-            if not _hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
-                images.append(Path(path, name))
-            else:
-                other += 1
-    return sorted(images), other
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "__pycache__", "Thumbs.db")
-
-
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
+    return sorted(p for p in root.iterdir() if p.is_dir() and not hidden(p.name))
 
 
 def _labels(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import Dataset, Sample
-from .splitting import split_of
+from .naming import split_of
 
 __all__ = ["IdxFormat"]
 

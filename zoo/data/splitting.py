@@ -18,22 +18,11 @@ from ..errors import DataError, ImageError, UnknownName, nearest
 from ..inputs import read_image
 from ..specs import DatasetFormat, ImageInput
 from . import Dataset, Fault, Format, Sample, Splits
+from .naming import images_in
 
 __all__ = ["audit_images", "divide", "open_splits", "shared_images"]
 
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""The names by which data sets call their splits, in any case of letters."""
-
 _ANY = ImageInput(height=1, width=1)
-
-
-def split_of(name: str) -> str | None:
-    """``train``, ``val`` or ``test`` for a name that data sets use for it; None for any other."""
-    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: int) -> Splits:
@@ -95,8 +84,6 @@ def _check_root(root: Path) -> None:
 
 
 def _what_is(root: Path) -> str:
-    from .folders import images_in
-
     if root.is_file():
         packed = root.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
         return "is a packed file, unpack it first" if packed else "is a file of no known kind"
