@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zoo.registry import get_registry
+from zoo.registry import Registry
 from zoo.specs import Architecture
 
 
@@ -28,7 +28,7 @@ def test_nothing_heavy_is_imported(line: list[str]) -> None:
 
 def test_list_shows_all_and_finds_by_word_glob_and_short_name(zoo) -> None:
     lines = zoo("list").stdout.splitlines()
-    assert len(lines) == 2 + len(get_registry().names(Architecture)) > 1000
+    assert len(lines) == 2 + len(Registry().names(Architecture)) > 1000
     assert [a["name"] for a in json.loads(zoo("list", "lenet5", "--json").stdout)] == ["lenet5"]
     assert "lenet5" in [a["name"] for a in json.loads(zoo("list", "lenet", "--json").stdout)]
     glob = [a["name"] for a in json.loads(zoo("list", "mobilenetv2_*", "--json").stdout)]
