@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,17 +39,26 @@ def interleaved(
     return ours, theirs
 
 
-def process(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float]:
-    """CPU seconds (user + system, children included) and peak MiB of one whole process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(env or {})}
-    )
-    _, status, usage = os.wait4(child.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise RuntimeError(f"{command}: {child.stderr.read().decode()[-800:] if child.stderr else ''}")
-    del before
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+LAUNCHER = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
+"""
+
+
+def process(command: list[str]) -> tuple[float, float]:
+    """CPU seconds (user + system) and peak MiB of one whole process.
+
+    Started from a small process: a child counts the peak of whoever forked it as its own.
+    """
+    done = subprocess.run([sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-800:])
+    code, cpu, peak = json.loads(done.stdout)
+    if code:
+        raise RuntimeError(f"{command} exited with {code}: {done.stderr[-800:]}")
+    return cpu, peak
 
 
 def processes(ours: list[str], theirs: list[str], runs: int = 7) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import urllib.error
@@ -60,7 +61,8 @@ def fetch(uri: str, cache: Path, *, timeout_s: float = 20.0) -> Path:
             raise CheckpointError(f"{uri}: {got} of {expected} bytes came: try again, or {_CURE}")
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
     return path
 
 

@@ -41,6 +41,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_ORIENTATION = 0x0112
 _MODES = {"RGB": "RGB", "BGR": "RGB", "L": "L", "RGBA": "RGBA"}
 
 
@@ -139,7 +140,8 @@ def _convert(image: Image.Image, spec: ImageInput, name: str) -> Image.Image:
         exif = image.getexif()
         image = Image.fromarray(_from_16_bit(values))
         image.getexif().update(exif)
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies the pixels even where nothing is to be done
+        image = ImageOps.exif_transpose(image)
     mode = _MODES[spec.color]
     if image.mode == mode:
         image.load()

@@ -26,7 +26,9 @@ def test_help_imports_no_torch() -> None:
     assert "zoo finetune mobilenet --data photos/" in done.stdout
 
 
-def test_from_data_to_evaluation(zoo: Zoo, grey_digits: Path, tmp_path: Path) -> None:
+def test_from_data_to_evaluation(
+    zoo: Zoo, grey_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("lightning")
     pytest.importorskip("zoo_classic")
     done = zoo("finetune", "lenet", "--data", grey_digits, "--epochs", 3, "--val-share", 0.3, "--json", cwd=tmp_path)
@@ -36,17 +38,21 @@ def test_from_data_to_evaluation(zoo: Zoo, grey_digits: Path, tmp_path: Path) ->
     assert "lenet means lenet5" in done.stderr
     assert not any(word in done.stderr for word in ("GPU available", "warning", "Tip", "lightning"))
     assert not (tmp_path / "lightning_logs").exists()
+    monkeypatch.chdir(tmp_path)
     # the same split by itself, and so the same figures
-    again = json.loads(zoo("evaluate", "runs/lenet5", "--data", grey_digits, "--json", cwd=tmp_path).stdout)
+    assert execute(["evaluate", "runs/lenet5", "--data", str(grey_digits), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
     assert again["images"] == summary["metrics"]["images"] == 270
     assert again["top-1 accuracy"] == summary["metrics"]["top-1 accuracy"]
     # a second run in the same place is refused in one line
-    refused = zoo("finetune", "lenet", "--data", grey_digits, cwd=tmp_path, check=2)
-    assert refused.stderr.count("\n") <= 2
-    assert "--resume runs/lenet5" in refused.stderr
-    done = zoo("finetune", "--resume", "runs/lenet5", cwd=tmp_path)
-    assert "is finished" in done.stderr
-    assert "next: zoo export runs/lenet5" in done.stdout
+    assert execute(["finetune", "lenet", "--data", str(grey_digits)]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "--resume runs/lenet5" in refused
+    assert execute(["finetune", "--resume", "runs/lenet5"]) == 0
+    said = capsys.readouterr()
+    assert "is finished" in said.err
+    assert "next: zoo export runs/lenet5" in said.out
 
 
 @pytest.mark.parametrize(

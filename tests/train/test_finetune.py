@@ -353,3 +353,32 @@ def test_lenet_on_the_classics(assets: Path, tmp_path: Path, name: str, least: f
     assert len(test) == 10_000
     figures, _ = evaluate(load_checkpoint(summary.checkpoint), test)
     assert figures["top-1 accuracy"] >= least
+
+
+def test_a_full_disk_is_said_and_keeps_the_last_state(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from zoo.train import engine
+
+    out = tmp_path / "run"
+    real, calls = torch.save, []
+
+    def full(state: Any, file: Any, *rest: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(state, file, *rest)
+
+    monkeypatch.setattr(engine.torch, "save", full)
+    with pytest.raises(OutputError, match="no space left"):
+        run(few, out, epochs=3)
+    assert not list(out.glob(".*"))
+    monkeypatch.undo()
+    summary = resume(out)
+    assert summary is not None
+    run(few, tmp_path / "whole", epochs=3)
+    assert rows(out) == rows(tmp_path / "whole")
+    assert equal(out, tmp_path / "whole")
