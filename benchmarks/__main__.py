@@ -473,11 +473,51 @@ BENCHMARKS = {
 }
 
 
+def markdown(results: dict[str, dict]) -> str:
+    """The measured figures as the table that the README shows."""
+    call, train = results["call"], results["train"]
+    rows = [
+        ("one call on a ready tensor, LeNet-5", "bare `InferenceSession.run`", f"+{call['lenet5']['extra_us']:.1f} µs", "+10 µs"),
+        ("the same, MobileNetV2", "bare `InferenceSession.run`", f"{call['mobilenetv2_100']['ratio']:.3f}x", "1.02x"),
+        ("photo to answer, MobileNetV2", "naive Pillow and numpy", f"{results['predict']['ratio']:.2f}x", "1.02x"),
+        *(
+            (f"preprocessing a photo of {size}", "naive Pillow and numpy", f"{r['faster']:.1f} times faster, within {r['max_difference_in_255ths']:.0f}/255", "3 times")
+            for size, r in results["preprocess"].items()
+        ),
+        ("int8, ResNet-18", "fp32", f"{results['int8']['resnet18']['faster']:.1f} times faster", "3 times"),
+        *(
+            (f"`{name}`, CPU", "`import numpy, onnxruntime`", f"{r['cpu_ratio']:.2f}x, {r['ours_peak_mib']:.0f} MiB", "0.4x")
+            for name, r in results["help"].items()
+        ),
+        ("a process that classifies one JPEG, CPU", "raw script", f"{results['process']['cpu_ratio']:.2f}x", "1.2x"),
+        ("the same, peak memory", "raw script", f"{results['process']['memory_ratio']:.2f}x ({results['process']['ours_peak_mib']:.0f} MiB)", "1.1x"),
+        ("`zoo export` with all gates, CPU", "bare export and one evaluation pass", f"{results['export']['cpu_ratio']:.2f}x ({results['export']['ours_peak_mib']:.0f} MiB)", "1.3x"),
+        ("training in fp32, images/s", "bare loop in fp32", f"{train['same_precision_ratio']:.2f}x", "0.95x"),
+        ("training as it comes (bf16), images/s", "bare loop in fp32", f"{train['default_against_bare_fp32']:.2f}x", "faster"),
+        ("the same", "bare loop in bf16, channels-last", f"{train['default_against_bare_bf16']:.2f}x", "0.95x"),
+        ("30 head epochs on cached features, whole command", "30 forward passes", f"{results['features']['faster']:.0f} times faster", "faster"),
+    ]  # fmt: skip
+    lines = ["| what | against | measured | goal |", "|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)]
+    facts = results["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{facts['processor']}, {facts['cores']} cores, shared; {facts['system']}, Python {facts['python']}, {versions}.",
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--keep", type=Path, help="folder for bundles and runs, kept for the next time")
+    parser.add_argument("--table", action="store_true", help="print the last results as Markdown; measure nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(markdown(json.loads(RESULTS.read_text())))
+        return
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
