@@ -1,10 +1,7 @@
-"""What plugin authors test with: subclass :class:`ArchitectureTests` in five lines, and run pytest::
+"""What plugin authors test with: subclass :class:`ArchitectureTests` in five lines, and run pytest:
 
-from zoo.testing import ArchitectureTests
-
-
-class TestPebbleNet(ArchitectureTests):
-    name = "pebblenet"
+>>> class TestPebbleNet(ArchitectureTests):
+...     name = "pebblenet"
 """
 
 from __future__ import annotations
