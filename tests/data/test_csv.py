@@ -103,3 +103,10 @@ def test_missing_images_are_faults(root: Path) -> None:
     with pytest.raises(DataError, match=r"4 of 12 images .* no such file"):
         audit(data)
     assert [f.id for f in audit(data, max_bad_share=0.5).faults] == [f"images/gone{i}.png" for i in range(4)]
+
+
+def test_absolute_paths_stay_out_of_the_ids(root: Path) -> None:
+    lines = [f"{root / 'images' / f'{i}.png'},{'bee' if i % 2 else 'ant'}" for i in range(8)]
+    found = open_data(write(root, "path,label", lines))
+    assert {s.id for s in (*found.train, *found.val)} == {f"{i}.png" for i in range(8)}
+    assert all(s.image.is_file() for s in found.train)

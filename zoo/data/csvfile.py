@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -66,12 +67,16 @@ class CsvFormat:
         labels = sorted(
             {row.label for row in rows.values() if row.split in ("train", "")} or {r.label for r in rows.values()}
         )
+        # absolute paths would tell of this machine in every bundle: what they have in common is left out of the ids
+        absolute = [os.path.dirname(row.path) for row in rows.values() if os.path.isabs(row.path)]
+        common = os.path.commonpath(absolute) if absolute else ""
         samples = []
         for row in rows.values():
             if row.label not in labels:
                 raise DataError(f"{file}, line {row.line}: label '{row.label}' occurs in {row.split} but not in train")
             if split in (None, row.split):
-                samples.append(Sample(id=row.path, image=file.parent / row.path, target=labels.index(row.label)))
+                name = os.path.relpath(row.path, common) if os.path.isabs(row.path) else row.path
+                samples.append(Sample(id=name, image=file.parent / row.path, target=labels.index(row.label)))
         notes = (f"{repeated} repeated lines were ignored",) if repeated else ()
         return Dataset(
             samples=tuple(samples), labels=tuple(labels), split=split or "whole", root=file, format="csv", notes=notes

@@ -199,7 +199,7 @@ table{border-collapse:collapse;width:100%;margin:.6rem 0}td,th{padding:.3rem .6r
 text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .v{font-weight:600;white-space:nowrap}.pass{color:var(--ok)}.fail{color:var(--bad)}
 .inconclusive,.not-judged{color:var(--mid)}.say{border-left:4px solid var(--mid);padding:.3rem .8rem;margin:.6rem 0}
-.flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem}
+.flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem;overflow-wrap:anywhere}
 .flips img{width:112px;image-rendering:auto;display:block}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
 """
 
@@ -292,7 +292,7 @@ def _numbers(figures: Mapping[str, Any]) -> str:
 
 def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
     counts = histogram["counts"]
-    top, width = max(counts), 34
+    top, width = max(counts), min(34, 900 // len(counts))
     bars = []
     for i, count in enumerate(counts):
         height = 90 * count / top
@@ -301,7 +301,8 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
         bars.append(
             f"<rect x={x} y={100 - height:.1f} width={width - 3} height={height:.1f} fill=#4a78b5><title>{count}</title></rect>"
         )
-        bars.append(f"<text x={x} y=115>1e{low:g}</text>")
+        if low == int(low):
+            bars.append(f"<text x={x} y=115>1e{low:g}</text>")
     zeros = f", {histogram['zeros']} exactly equal" if histogram["zeros"] else ""
     return (
         f"<figure><svg width={20 + width * len(counts)} height=125 role=img>{''.join(bars)}</svg>"
