@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import BundleError, OutputError
-from .files import as_output_error, sha256_bytes, sha256_file
+from .files import beside, sha256_bytes, sha256_file
 from .specs import ImageInput
 
 __all__ = ["MANIFEST", "SCHEMA", "ArtifactEntry", "Bundle", "open_bundle", "pack", "validate"]
@@ -329,19 +329,11 @@ def pack(bundle: Bundle, out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise OutputError(f"{out} is a folder: give a file name, like {out / (bundle.name + '.zoo')}")
-    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-            text = json.dumps(bundle.manifest, indent=2, ensure_ascii=False) + "\n"
-            _add(archive, MANIFEST, text.encode())
-            for name in bundle.manifest["files"]:
-                _add(archive, name, bundle.read(name))
-        os.replace(beside, out)
-    except OSError as error:
-        raise as_output_error(error, out) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        text = json.dumps(bundle.manifest, indent=2, ensure_ascii=False) + "\n"
+        _add(archive, MANIFEST, text.encode())
+        for name in bundle.manifest["files"]:
+            _add(archive, name, bundle.read(name))
     return out
 
 

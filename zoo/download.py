@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import urllib.error
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import CheckpointError
-from .files import as_output_error, sha256_bytes
+from .files import as_output_error, beside, sha256_bytes
 
 __all__ = ["cache_folder", "fetch"]
 
@@ -39,30 +38,21 @@ def fetch(uri: str, cache: Path, *, timeout_s: float = 20.0) -> Path:
     path = cache / f"{sha256_bytes(uri.encode())[:12]}-{name}"
     if path.is_file():
         return path
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            target = beside.open("wb")
-        except OSError as error:
-            raise as_output_error(error, path) from error
-        try:
-            request = urllib.request.Request(uri, headers={"User-Agent": f"edgezoo/{__version__}"})
-            with target, urllib.request.urlopen(request, timeout=timeout_s) as response:
-                expected = response.headers.get("Content-Length")
-                shutil.copyfileobj(response, _Writer(target, path), 1 << 20)
-        except urllib.error.HTTPError as error:
-            raise CheckpointError(f"{uri} answers {error.code} {error.reason}: {_CURE}") from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError, OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise CheckpointError(f"{parts.hostname or uri} cannot be reached ({reason}): {_CURE}") from None
-        got = beside.stat().st_size
+    with beside(path) as part:
+        with part.open("wb") as target:
+            try:
+                request = urllib.request.Request(uri, headers={"User-Agent": f"edgezoo/{__version__}"})
+                with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                    expected = response.headers.get("Content-Length")
+                    shutil.copyfileobj(response, _Writer(target, path), 1 << 20)
+            except urllib.error.HTTPError as error:
+                raise CheckpointError(f"{uri} answers {error.code} {error.reason}: {_CURE}") from None
+            except (urllib.error.URLError, TimeoutError, ConnectionError, OSError, ValueError) as error:
+                reason = getattr(error, "reason", None) or error
+                raise CheckpointError(f"{parts.hostname or uri} cannot be reached ({reason}): {_CURE}") from None
+        got = part.stat().st_size
         if expected is not None and int(expected) != got:
             raise CheckpointError(f"{uri}: {got} of {expected} bytes came: try again, or {_CURE}")
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     return path
 
 

@@ -15,7 +15,16 @@ from typing import Any
 
 from .errors import OutputError, ZooError
 
-__all__ = ["as_output_error", "dump_json", "new_folder", "sha256_bytes", "sha256_file", "write_bytes", "write_text"]
+__all__ = [
+    "as_output_error",
+    "beside",
+    "dump_json",
+    "new_folder",
+    "sha256_bytes",
+    "sha256_file",
+    "write_bytes",
+    "write_text",
+]
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -41,25 +50,31 @@ def as_output_error(error: OSError, path: Path) -> OutputError:
     return OutputError(f"cannot write {path}: {error.strerror or error}")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside ``path``, then rename over it: a reader sees the old file or the new one, never half.
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` to write into: renamed over it when the block ends, removed when it raises.
 
-    Raises OutputError where the place cannot be written.
+    A reader of ``path`` sees the old file or the new one, never half. Raises OutputError for the block's OSErrors.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield part
+        os.replace(part, path)
     except OSError as error:
         raise as_output_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all. Raises OutputError where the place cannot be written."""
+    with beside(path) as part, part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..files import as_output_error, write_text
+from ..files import beside, write_text
 from ..tasks import TaskHalf
 from .transfer import Policy, learning_rate_factor, set_trainable
 
@@ -341,19 +341,14 @@ class AtomicIO(TorchCheckpointIO):  # type: ignore[misc]
     """Writes Lightning's state beside, then renames: a kill in the middle leaves the state of the epoch before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with beside.open("wb") as file:
+        with beside(Path(path)) as part, part.open("wb") as file:
+            try:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            cause = error if isinstance(error, OSError) else error.__context__
-            raise as_output_error(cause if isinstance(cause, OSError) else OSError(str(error)), path) from error
-        finally:
-            beside.unlink(missing_ok=True)
+            except RuntimeError as error:  # torch's zip writer turns a full disk into one
+                cause = error.__context__
+                raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import urllib.error
 import urllib.request
@@ -26,7 +25,7 @@ from timm.models import get_pretrained_cfg
 
 from zoo.download import fetch
 from zoo.errors import CheckpointError
-from zoo.files import as_output_error
+from zoo.files import as_output_error, beside
 
 __all__ = ["open_weights"]
 
@@ -61,15 +60,8 @@ def open_weights(name: str, cache: Path) -> Path:
         raise CheckpointError(
             f"{source} is not what timm {timm.__version__} expects of '{name}': {_line(error)}"
         ) from error
-    beside = converted.with_name(f".{converted.name}.{os.getpid()}.part")
-    try:
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        save_model(network, str(beside))
-        os.replace(beside, converted)
-    except OSError as error:
-        raise as_output_error(error, converted) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(converted) as part:
+        save_model(network, str(part))
     return converted
 
 
