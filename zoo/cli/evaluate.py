@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bundle import MANIFEST
+from ..data import division
 from ..errors import DataError
 from ..specs import resolve
 from .common import complete_architecture, emit_json, json_option, note, progress, table
@@ -89,8 +90,7 @@ def command(
         measure = _run_network
 
     divided = provenance.get("data") or {}
-    share = val_share if val_share is not None else float(divided.get("val_share", 0.2))
-    seed = split_seed if split_seed is not None else int(divided.get("split_seed", 0))
+    share, seed = division(provenance, val_share, split_seed)
     dataset = _open(data, split, format, share, seed)
     known = (divided.get(split) or {}).get("fingerprint")
     dataset = dataset.relabelled(runner.labels)
@@ -133,11 +133,7 @@ def _open(data: str, split: str, format: str, val_share: float, seed: int) -> Da
             raise DataError(f"{data} comes divided into {', '.join(brought)}: choose one with --split")
         dataset = reader.open(root, None)
     else:
-        splits = open_data(data, format=format, val_share=val_share, seed=seed)
-        found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
-        if found is None:
-            raise DataError(f"{data} has no test split: choose --split val")
-        dataset = found
+        dataset = open_data(data, format=format, val_share=val_share, seed=seed).get(split)
     with progress("reading", len(dataset)) as advance:
         dataset = audit(dataset, progress=lambda done, total: advance(done))
     for text in dataset.notes:
@@ -150,13 +146,9 @@ def _open(data: str, split: str, format: str, val_share: float, seed: int) -> Da
 
 
 def _run_bundle(model: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
-    from ..inputs import preprocess_batch
     from ..parity.evidence import collect
+    from ..parity.verify import tensor_batches
 
-    def batches() -> Any:
-        for start in range(0, len(dataset), 16):
-            yield preprocess_batch([s.image for s in dataset[start : start + 16]], model.input)
-            advance(min(start + 16, len(dataset)))
-
-    figures: dict[str, Any] = model.task.metrics(collect(model.run, batches()), dataset.targets, model.labels)
+    batches = tensor_batches([s.image for s in dataset], model.input, progress=advance)
+    figures: dict[str, Any] = model.task.metrics(collect(model.run, batches), dataset.targets, model.labels)
     return figures

@@ -89,19 +89,10 @@ def command(
 
 def open_split(manifest: Mapping[str, Any], data: Path, split: str) -> Dataset:
     """The split of a data set, divided as it was at export. Raises DataError."""
-    from ..data import open_data
-    from ..errors import DataError
+    from ..data import division, open_data
 
-    divided = (manifest.get("provenance") or {}).get("data") or {}
-    splits = open_data(
-        data,
-        val_share=float(divided.get("val_share", 0.2)),
-        seed=int(divided.get("split_seed", divided.get("seed", 0))),
-    )
-    chosen = {"train": splits.train, "val": splits.val, "test": splits.test}.get(split)
-    if chosen is None:
-        raise DataError(f"{data} has no '{split}' split: it has train, val{', test' if splits.test else ''}")
-    return chosen
+    val_share, seed = division(manifest.get("provenance") or {})
+    return open_data(data, val_share=val_share, seed=seed).get(split)
 
 
 def show(report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
@@ -14,7 +14,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Dataset", "Fault", "Format", "Sample", "Splits", "audit", "open_data"]
+__all__ = ["Dataset", "Fault", "Format", "Sample", "Splits", "audit", "division", "open_data"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -124,6 +124,13 @@ class Splits:
     def labels(self) -> tuple[str, ...]:
         return self.train.labels
 
+    def get(self, name: str) -> Dataset:
+        """The split of that name. Raises DataError naming those there are."""
+        there = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+        if name not in there:
+            raise DataError(f"{self.train.root} has no {name} split: it has {', '.join(there)}")
+        return there[name]
+
 
 class Format(Protocol):
     """What a :class:`zoo.specs.DatasetFormat` resolves to: a class without state, built with no arguments."""
@@ -158,6 +165,20 @@ def open_data(
     from .splitting import open_splits
 
     return open_splits(Path(root), task=task, format=format, val_share=val_share, seed=seed)
+
+
+def division(
+    provenance: Mapping[str, Any], val_share: float | None = None, seed: int | None = None
+) -> tuple[float, int]:
+    """(share, seed) with which the data of a checkpoint or a bundle were divided, a user's own laid over them.
+
+    ``provenance`` is what travels in either; where it tells of no data the defaults of :func:`open_data` hold.
+    """
+    known = provenance.get("data") or {}
+    return (
+        float(known.get("val_share", 0.2)) if val_share is None else val_share,
+        int(known.get("split_seed", 0)) if seed is None else seed,
+    )
 
 
 def audit(

@@ -37,7 +37,7 @@ from .data import Augment, Images, Loader, batches, cores, default_augment, shuf
 from .engine import AtomicIO, Fitting, Half, Progress, Recipe, Record, fit, quiet, write_metrics
 from .evaluate import evaluate
 from .features import HeadOnly, compute, head_is_last, trunk
-from .models import find_checkpoint, load_checkpoint, open_model, save_checkpoint
+from .models import checkpoint_labels, find_checkpoint, load_checkpoint, open_model, save_checkpoint
 from .reporting import confusion_picture, curves_picture, write_report
 from .transfer import Policy, layer_groups
 
@@ -240,7 +240,7 @@ class _Run:
                 weights = "none"
                 self.say(f"{architecture.name} has no pretrained weights: training from random ones")
         else:
-            known = load_checkpoint(folder).labels
+            known = checkpoint_labels(folder)
             if set(known) == set(splits.labels):  # the same classes in another order: the head can stay
                 self.train_data, self.val_data = self.train_data.relabelled(known), self.val_data.relabelled(known)
         self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}

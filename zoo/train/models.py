@@ -25,7 +25,16 @@ from ..registry import get_registry
 from ..specs import Architecture, ImageInput, Task, Weights, resolve
 from .weights import State, class_count, fit, read_state
 
-__all__ = ["Model", "deployable", "find_checkpoint", "load_checkpoint", "open_model", "run_name", "save_checkpoint"]
+__all__ = [
+    "Model",
+    "checkpoint_labels",
+    "deployable",
+    "find_checkpoint",
+    "load_checkpoint",
+    "open_model",
+    "run_name",
+    "save_checkpoint",
+]
 
 SCHEMA = 1
 RECORD = "checkpoint.json"
@@ -197,9 +206,12 @@ def run_name(source: str) -> str:
     Raises UnknownName, CheckpointError.
     """
     folder = find_checkpoint(source)
-    return (
-        get_registry().get(Architecture, source).name if folder is None else load_checkpoint(folder).architecture.name
-    )
+    return get_registry().get(Architecture, source if folder is None else _read_record(folder).architecture).name
+
+
+def checkpoint_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of a checkpoint folder, without opening its weights. Raises CheckpointError."""
+    return _read_record(folder).labels
 
 
 def deployable(model: Model) -> nn.Module:
@@ -241,7 +253,19 @@ def load_checkpoint(folder: Path) -> Model:
     return _read_checkpoint(Path(folder))[0]
 
 
-def _read_checkpoint(folder: Path) -> tuple[Model, State]:
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What ``checkpoint.json`` says, its types checked; the weights are not touched."""
+
+    architecture: str
+    labels: tuple[str, ...]
+    input: ImageInput
+    sha256: str
+    options: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def _read_record(folder: Path) -> _Record:
     path = folder / RECORD
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -254,33 +278,41 @@ def _read_checkpoint(folder: Path) -> tuple[Model, State]:
             raise CheckpointError(
                 f"{path} has schema {record['schema']}; this version of zoo ({__version__}) reads {SCHEMA}: upgrade zoo"
             )
-        labels = tuple(str(label) for label in record["labels"])
-        recipe = ImageInput.from_dict(record["input"])
-        name, digest = str(record["architecture"]), str(record["weights"]["sha256"])
-        options, provenance = dict(record["options"]), dict(record["provenance"])
+        return _Record(
+            architecture=str(record["architecture"]),
+            labels=tuple(str(label) for label in record["labels"]),
+            input=ImageInput.from_dict(record["input"]),
+            sha256=str(record["weights"]["sha256"]),
+            options=dict(record["options"]),
+            provenance=dict(record["provenance"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint's record: {type(error).__name__} {error}") from None
-    architecture = get_registry().get(Architecture, name)
+
+
+def _read_checkpoint(folder: Path) -> tuple[Model, State]:
+    record = _read_record(folder)
+    architecture = get_registry().get(Architecture, record.architecture)
     tensors = folder / TENSORS
     if not tensors.is_file():
         raise CheckpointError(f"{folder} has no {TENSORS}: copy the whole folder")
-    if sha256_file(tensors) != digest:
+    if sha256_file(tensors) != record.sha256:
         raise CheckpointError(
             f"{tensors} is not the file that {RECORD} speaks of (its sha256 differs): copy the folder again"
         )
     state = read_state(tensors)
     model = _build(
         architecture,
-        recipe,
-        labels,
+        record.input,
+        record.labels,
         weights="checkpoint",
-        options=options,
+        options=record.options,
         state=state,
         keep_head=True,
-        provenance=provenance,
+        provenance=record.provenance,
     )
     if model.provenance["head"] != "kept":
-        raise CheckpointError(f"{tensors}: its head is not one of {len(labels)} classes")
+        raise CheckpointError(f"{tensors}: its head is not one of {len(record.labels)} classes")
     return model, state
 
 
