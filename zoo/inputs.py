@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "frame",
     "normalise",
+    "prepare",
     "preprocess",
     "preprocess_batch",
     "read_image",
@@ -264,14 +265,23 @@ def normalise(image: Image.Image | np.ndarray, spec: ImageInput, out: np.ndarray
     return out
 
 
+def prepare(
+    source: Source, spec: ImageInput, name: str = "", out: np.ndarray | None = None
+) -> tuple[np.ndarray, Frame]:
+    """From any image to its (C, H, W) float32 tensor, and where the image lies in it. Raises ImageError."""
+    image = read_image(source, spec, name)
+    width, height = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+    return normalise(resize(image, spec), spec, out), frame(width, height, spec)
+
+
 def preprocess(source: Source, spec: ImageInput, name: str = "") -> np.ndarray:
     """From any image to (C, H, W) float32. Raises ImageError."""
-    return normalise(resize(read_image(source, spec, name), spec), spec)
+    return prepare(source, spec, name)[0]
 
 
 def preprocess_batch(sources: Sequence[Source], spec: ImageInput) -> np.ndarray:
     """From N images to (N, C, H, W) float32. Raises ImageError naming the first that cannot be read."""
     out = np.empty((len(sources), *spec.shape), np.float32)
     for index, source in enumerate(sources):
-        normalise(resize(read_image(source, spec), spec), spec, out[index])
+        prepare(source, spec, out=out[index])
     return out

@@ -93,6 +93,11 @@ class ImageInput:
         """(C, H, W) of one preprocessed image."""
         return (self.channels, self.height, self.width)
 
+    @property
+    def source_channels(self) -> int:
+        """Channels of an image to make for this input: photos are RGB whatever the network makes of them."""
+        return self.channels if self.color == "bands" else 3
+
     def with_size(self, height: int, width: int | None = None) -> ImageInput:
         return replace(self, height=height, width=height if width is None else width)
 

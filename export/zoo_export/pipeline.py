@@ -18,7 +18,7 @@ import torch
 from zoo import __version__
 from zoo.artifacts import Artifact, Calibration
 from zoo.bundle import MANIFEST, SCHEMA, open_bundle, validate
-from zoo.data import Dataset, audit, open_data
+from zoo.data import Dataset, audit, division, open_data
 from zoo.errors import DataError, ExportError, GateFailed, ImageError
 from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, preprocess_batch
@@ -321,15 +321,13 @@ def _made_count(spec: ImageInput) -> int:
 def _made_images(spec: ImageInput, count: int, seed: int) -> Iterable[np.ndarray]:
     # somewhat larger than the input, so that resizing and cropping are part of what is judged
     height, width = round(spec.height * 1.3) + 1, round(spec.width * 1.15) + 2
-    channels = spec.channels if spec.color == "bands" else 3
-    return natural_images(count, height, width, channels, seed)
+    return natural_images(count, height, width, spec.source_channels, seed)
 
 
 def _data(request: Request, model: Model, show: Progress, note: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """The training split (for calibration) and the validation split, divided as they were at training."""
     divided = model.provenance.get("data") or {}
-    val_share = request.val_share if request.val_share is not None else float(divided.get("val_share", 0.2))
-    seed = request.split_seed if request.split_seed is not None else int(divided.get("split_seed", 0))
+    val_share, seed = division(model.provenance, request.val_share, request.split_seed)
     splits = open_data(request.data or "", task=model.task.name, val_share=val_share, seed=seed)
     train, val = splits.train.relabelled(model.labels), splits.val.relabelled(model.labels)
     if request.max_samples is not None and request.max_samples < len(val):

@@ -24,9 +24,9 @@ from zoo.artifacts import Artifact, Calibration
 from zoo.bundle import MANIFEST, open_bundle
 from zoo.data import Dataset, open_data
 from zoo.files import dump_json, sha256_file
-from zoo.inputs import Frame
+from zoo.inputs import Frame, prepare
 from zoo.lookup import find_task
-from zoo.parity.golden import _frame, _source
+from zoo.parity.golden import _source
 from zoo.parity.verify import verify_bundle
 from zoo.runtime.ort import open_session
 from zoo.specs import ImageInput
@@ -96,7 +96,7 @@ def remake_golden(folder: Path) -> None:
     for artifact in manifest["artifacts"]:
         outputs = open_session(folder / artifact["file"], threads=1).run(arrays["tensors"])
         arrays.update({f"{artifact['name']}/{name}": value for name, value in outputs.items()})
-        decoded = half.decode(outputs, labels=manifest["labels"], frames=[_frame(s, spec) for s in sources])
+        decoded = half.decode(outputs, labels=manifest["labels"], frames=[prepare(s, spec)[1] for s in sources])
         for sample, result in zip(samples, decoded, strict=True):
             sample["results"][artifact["name"]] = result.to_dict()
     buffer = io.BytesIO()

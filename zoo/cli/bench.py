@@ -38,7 +38,7 @@ def command(
     opened = open_bundle(bundle)
     spec = opened.input
     predictors = {name: open_artifact(opened, name, threads=threads) for name in artifacts or opened.artifacts}
-    pixels = natural_images(batch, 2 * spec.height, 2 * spec.width, spec.channels if spec.color == "bands" else 3)
+    pixels = natural_images(batch, 2 * spec.height, 2 * spec.width, spec.source_channels)
     tensor, _ = next(iter(predictors.values())).prepare(pixels)
     calls = {f"{name}|network": (lambda _x, p=p: p.session.run(tensor)) for name, p in predictors.items()}
     calls |= {f"{name}|image to result": (lambda _x, p=p: p(pixels, batch=batch)) for name, p in predictors.items()}

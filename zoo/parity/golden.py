@@ -19,7 +19,7 @@ from PIL import Image
 from ..bundle import Bundle, open_bundle
 from ..errors import BundleError, ImageError
 from ..files import write_bytes
-from ..inputs import Frame, Source, frame, preprocess, read_image
+from ..inputs import Frame, Source, prepare, read_image
 from ..lookup import find_task
 from ..runtime.predictor import Predictor, open_artifact
 from ..runtime.session import Session
@@ -76,9 +76,9 @@ def make_golden(
     for index, (name, data, suffix) in enumerate(named):
         file = f"golden/{index:03d}{suffix}"
         write_bytes(folder / file, data)
-        source = _source(data, suffix)
-        tensors.append(preprocess(source, spec, name))
-        frames.append(_frame(source, spec))
+        tensor, where = prepare(_source(data, suffix), spec, name)
+        tensors.append(tensor)
+        frames.append(where)
         entries.append({"id": name, "file": file, "results": {}})
     arrays: dict[str, np.ndarray] = {"tensors": np.stack(tensors)}
     for artifact, session in sessions.items():
@@ -120,7 +120,7 @@ def _made(spec: ImageInput) -> Iterator[tuple[str, bytes, str]]:
         "made: on its side": (h + 31, 2 * w + 1),
     }
     for seed, (name, (height, width)) in enumerate(shapes.items()):
-        pixels = natural_images(1, height, width, spec.channels if spec.color == "bands" else 3, seed)[0]
+        pixels = natural_images(1, height, width, spec.source_channels, seed)[0]
         if spec.color == "bands":
             yield name, *_npy(pixels)
             continue
@@ -148,18 +148,11 @@ def _source(data: bytes, suffix: str) -> Source:
     return data
 
 
-def _frame(source: Source, spec: ImageInput) -> Frame:
-    image = read_image(source, spec)
-    width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    return frame(width, height, spec)
-
-
 def selftest(
     bundle: Bundle | str | os.PathLike[str],
     artifact: str | None = None,
     *,
     threads: int | None = None,
-    predictor: Predictor | None = None,
 ) -> list[Stage]:
     """Replay the golden vectors on this machine. All stages are reported up to the first that makes the rest
     meaningless; the list is never empty and its last failing element names the stage.
@@ -195,9 +188,15 @@ def selftest(
         half: TaskHalf = find_task(bundle.task).resolve()()
     except (BundleError, ImageError) as error:
         return [*found, Stage(stage="files", passed=False, message=str(error))]
-    found.append(_replay_preprocess(bundle, arrays["tensors"], sources))
+    try:
+        samples = bundle.manifest["golden"]["samples"]
+        prepared = [prepare(s, bundle.input, entry["id"]) for s, entry in zip(sources, samples, strict=True)]
+    except ImageError as error:
+        return [*found, Stage(stage="preprocess", passed=False, message=str(error))]
+    found.append(_replay_preprocess(bundle, arrays["tensors"], [tensor for tensor, _ in prepared]))
+    frames = [where for _, where in prepared]
     for name in [artifact] if artifact else list(bundle.artifacts):
-        found += _replay_artifact(bundle, name, arrays, sources, half, threads, predictor)
+        found += _replay_artifact(bundle, name, arrays, frames, half, threads)
     return found
 
 
@@ -216,7 +215,7 @@ def _load(bundle: Bundle) -> tuple[dict[str, np.ndarray], list[Source]]:
     return arrays, sources
 
 
-def _replay_preprocess(bundle: Bundle, expected: np.ndarray, sources: Sequence[Source]) -> Stage:
+def _replay_preprocess(bundle: Bundle, expected: np.ndarray, tensors: Sequence[np.ndarray]) -> Stage:
     spec = bundle.input
 
     def result(passed: bool, message: str) -> Stage:
@@ -228,15 +227,12 @@ def _replay_preprocess(bundle: Bundle, expected: np.ndarray, sources: Sequence[S
     step = 1.0 / (255.0 * np.asarray(spec.std))[:, None, None]
     worst_mean = worst_max = 0.0
     culprit = ""
-    for entry, source, tensor in zip(bundle.manifest["golden"]["samples"], sources, expected, strict=True):
-        try:
-            error = np.abs(preprocess(source, spec, entry["id"]).astype(np.float64) - tensor) / step
-        except ImageError as problem:
-            return result(False, str(problem))
+    for entry, ours, tensor in zip(bundle.manifest["golden"]["samples"], tensors, expected, strict=True):
+        error = np.abs(ours.astype(np.float64) - tensor) / step
         if error.mean() >= worst_mean:
             worst_mean, culprit = float(error.mean()), entry["id"]
         worst_max = max(worst_max, float(error.max()))
-    said = f"{len(sources)} images: off by at most {worst_max:.2f}, on average {worst_mean:.3f} steps of 1/255"
+    said = f"{len(tensors)} images: off by at most {worst_max:.2f}, on average {worst_mean:.3f} steps of 1/255"
     if worst_mean <= PREPROCESS_MEAN_STEPS and worst_max <= PREPROCESS_MAX_STEPS:
         return result(True, said)
     return result(
@@ -250,17 +246,15 @@ def _replay_artifact(
     bundle: Bundle,
     name: str,
     arrays: Mapping[str, np.ndarray],
-    sources: Sequence[Source],
+    frames: Sequence[Frame],
     half: TaskHalf,
     threads: int | None,
-    predictor: Predictor | None,
 ) -> list[Stage]:
     def stage(which: str, passed: bool, message: str) -> Stage:
         return Stage(stage=which, passed=passed, message=message, artifact=name)
 
     try:
-        if predictor is None or predictor.artifact.name != name:
-            predictor = open_artifact(bundle, name, threads=threads)
+        predictor = open_artifact(bundle, name, threads=threads)
     except BundleError as error:
         return [stage("open", False, str(error))]
     found = [stage("open", True, predictor.session.device)]
@@ -269,7 +263,6 @@ def _replay_artifact(
     if len(golden) != len(declared):
         return [*found, stage("network", False, f"no golden outputs for artefact {name}: export it again")]
     found.append(_replay_network(bundle, predictor, name, arrays["tensors"], golden))
-    frames = [_frame(source, bundle.input) for source in sources]
     try:
         results = half.decode(golden, labels=bundle.labels, frames=frames)
         decoded = [result.to_dict() for result in results]

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ..errors import ImageError
 from ..files import dump_json, write_text
-from ..inputs import Source
+from ..inputs import Source, read_image
+from ..specs import ImageInput
 from ..tasks import TaskHalf
 from . import FAIL, INCONCLUSIVE, PASS, SKIPPED, Candidate, Finding, Reference, Samples
 from .golden import Stage
@@ -172,9 +173,6 @@ def find_flips(
 
 
 def _thumbnail(source: Source, side: int = 112) -> str:
-    from ..inputs import read_image
-    from ..specs import ImageInput
-
     try:
         image = read_image(source, ImageInput(height=side, width=side, mean=(0,) * 3, std=(1,) * 3))
     except ImageError:

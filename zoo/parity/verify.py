@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,8 @@ def verify_bundle(
     bundle, for those images of ``data`` that were judged at export; otherwise the stored results for the golden
     vectors. Nothing is written. Raises BundleError, DataError, MissingPart.
     """
+    from ..registry import get_registry  # pluggy: needed to judge, not to import this module
+
     task = find_task(bundle.task)
     half = task.resolve()()
     stages = selftest(bundle, artifacts[0] if len(artifacts) == 1 else None, threads=threads)
@@ -108,8 +111,6 @@ def verify_bundle(
             stand_in = Reference(name=f"artefact {name}", outputs=candidate.outputs, device=candidate.device)
             reports.append(_report(bundle, name, [], own, predictor))
             continue
-        from ..registry import get_registry
-
         findings = get_registry().verify(candidate, reference, basis.samples)
         flips += find_flips(
             candidate, reference, basis.samples, half, (lambda i: basis.images[i]) if basis.images else None
@@ -228,8 +229,6 @@ def _golden_basis(
     exact_network: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None,
     network_name: str,
 ) -> _Basis:
-    import io
-
     golden = bundle.manifest.get("golden") or {}
     if not golden.get("samples"):
         raise BundleError(f"{bundle.path} carries no golden vectors: give --data DIR, or export it again")

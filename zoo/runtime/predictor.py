@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
 from ..errors import BundleError, MissingPart
-from ..inputs import Frame, ImageInput, Source, frame, normalise, read_image, resize
+from ..inputs import Frame, ImageInput, Source, prepare
 from ..lookup import find, find_task, runtimes_for
 from ..specs import Runtime
 from ..tasks import TaskHalf
@@ -67,10 +66,7 @@ class Predictor:
         tensor = np.empty((len(images), *self.input.shape), np.float32)
         frames = []
         for index, source in enumerate(images):
-            image = read_image(source, self.input)
-            width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-            frames.append(frame(width, height, self.input))
-            normalise(resize(image, self.input), self.input, tensor[index])
+            frames.append(prepare(source, self.input, out=tensor[index])[1])
         return tensor, frames
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,8 +24,7 @@ DEAD = 1e-3
 
 def probe(spec: ImageInput, count: int = 16, seed: int = 0) -> torch.Tensor:
     """(count, C, H, W) float32: seeded images of natural statistics, preprocessed as ``spec`` says."""
-    channels = spec.channels if spec.color == "bands" else 3
-    images = natural_images(count, spec.height + 9, spec.width + 5, channels, seed)
+    images = natural_images(count, spec.height + 9, spec.width + 5, spec.source_channels, seed)
     return torch.from_numpy(preprocess_batch(images, spec))
 
 
