@@ -14,7 +14,7 @@ import pluggy
 from . import __version__, corehooks, hookspecs
 from .discovery import find_entry_points
 from .errors import MissingPart, PluginError, UnknownName, ZooError
-from .specs import Architecture, Exporter, Precision, Runtime, Spec, install_line
+from .specs import Architecture, Exporter, Precision, Runtime, Spec, absent, missing_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,10 +185,7 @@ class Registry:
                     seen.add(exporter.writes)
                     queue.append([*path, exporter])
         if missing is not None:
-            package = absent(missing)[0]
-            raise MissingPart(
-                f"{package}, which exporter '{missing.name}' needs,", missing.install or install_line(package)
-            )
+            raise missing_part(missing)
         raise UnknownName(f"way from {reads} to", writes, {e.writes for e in exporters})
 
     def precision(self, precision: str, reads: str) -> Precision:
@@ -222,21 +219,6 @@ class Registry:
         ):
             found.extend(findings)
         return found
-
-
-def absent(spec: Exporter | Precision | Runtime) -> list[str]:
-    """The required modules of a spec that cannot be imported here (looked up, not imported)."""
-    return [name for name in spec.requires if not _importable(name)]
-
-
-@cache
-def _importable(name: str) -> bool:
-    import importlib.util  # only where a spec has requirements: `zoo --help` does without
-
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 @cache

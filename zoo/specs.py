@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, ClassVar
 
 from .errors import MissingPart, PluginError
@@ -294,3 +295,32 @@ def install_line(package: str) -> str:
         if package in packages:
             return f"pip install 'edgezoo[{extra}]'"
     return f"pip install {package.replace('_', '-')}"
+
+
+def absent(spec: Exporter | Precision | Runtime) -> list[str]:
+    """The required modules of a spec that cannot be imported here (looked up, not imported)."""
+    return [name for name in spec.requires if not _importable(name)]
+
+
+@cache
+def _importable(name: str) -> bool:
+    import importlib.util  # only where a spec has requirements: `zoo --help` does without
+
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def missing_part(spec: Exporter | Precision | Runtime) -> MissingPart:
+    """The error that says which package a spec lacks, and the line that installs it."""
+    package = absent(spec)[0]
+    return MissingPart(f"{package}, which {spec.kind} '{spec.name}' needs,", spec.install or install_line(package))
+
+
+def first_installed(runtimes: Sequence[Runtime]) -> Runtime:
+    """The first of several runtimes (at least one) that nothing is missing for. Raises MissingPart for the first."""
+    for spec in runtimes:
+        if not absent(spec):
+            return spec
+    raise missing_part(runtimes[0])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zoo.errors import ExportError, MissingPart
-from zoo.registry import absent, get_registry
-from zoo.specs import Exporter, Precision, Runtime
+from zoo.errors import ExportError
+from zoo.registry import get_registry
+from zoo.specs import Exporter, Precision, Runtime, absent, first_installed, missing_part
 
 __all__ = ["Plan", "make_plans", "runtime_for"]
 
@@ -41,11 +41,8 @@ def make_plans(to: str, precisions: Sequence[str]) -> list[Plan]:
         passes = {p.reads for p in registry.specs(Precision) if p.precision == precision}
         at = max((i for i, name in enumerate(formats) if name in passes), default=len(formats) - 1)
         spec = registry.precision(precision, formats[at])
-        gone = absent(spec)
-        if gone:
-            raise MissingPart(
-                f"{gone[0]}, which precision '{spec.name}' needs,", spec.install or f"pip install {gone[0]}"
-            )
+        if absent(spec):
+            raise missing_part(spec)
         plans.append(Plan(precision=precision, before=chain[:at], convert=spec, after=chain[at:]))
     return plans
 
@@ -53,12 +50,8 @@ def make_plans(to: str, precisions: Sequence[str]) -> list[Plan]:
 def runtime_for(format: str) -> Runtime:
     """The runtime that judges artefacts of a format here. Raises MissingPart, ExportError."""
     found = get_registry().runtimes(format)
-    for spec in found:
-        if not absent(spec):
-            return spec
     if not found:
         raise ExportError(
             f"no runtime reads {format} artefacts, so they could not be judged: `zoo plugins` shows what is installed"
         )
-    gone = absent(found[0])[0]
-    raise MissingPart(f"{gone}, which runtime '{found[0].name}' needs,", found[0].install or f"pip install {gone}")
+    return first_installed(found)

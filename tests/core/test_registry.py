@@ -14,8 +14,8 @@ import pytest
 from zoo.discovery import find_entry_points
 from zoo.errors import MissingPart, PluginError, UnknownName
 from zoo.hookspecs import GROUP, hookimpl
-from zoo.registry import Registry, absent
-from zoo.specs import Architecture, Exporter, ImageInput, Precision, Runtime, Spec, Task
+from zoo.registry import Registry
+from zoo.specs import Architecture, Exporter, ImageInput, Precision, Runtime, Spec, Task, absent
 
 INPUT = ImageInput(height=8, width=8)
 

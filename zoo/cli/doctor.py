@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from ..registry import absent, get_registry
-from ..specs import Architecture, Exporter, Precision, Runtime, install_line
+from ..registry import get_registry
+from ..specs import Architecture, Exporter, Precision, Runtime, absent, install_line
 from .common import emit_json, json_option, table
 
 PACKAGES = (

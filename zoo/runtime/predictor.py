@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
-from ..errors import BundleError, MissingPart
+from ..errors import BundleError
 from ..inputs import Frame, ImageInput, Source, prepare
 from ..lookup import find, find_task, runtimes_for
-from ..specs import Runtime
+from ..specs import Runtime, first_installed
 from ..tasks import TaskHalf
 from .session import Session
 
@@ -115,13 +114,6 @@ def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:
     candidates = [find(Runtime, name)] if name else runtimes_for(entry.format)
     if name and candidates[0].reads != entry.format:
         raise BundleError(f"runtime {name} reads {candidates[0].reads}, artefact {entry.name} is {entry.format}")
-    reasons: list[tuple[Runtime, str]] = []
-    for candidate in candidates:
-        gone = [m for m in candidate.requires if importlib.util.find_spec(m) is None]
-        if not gone:
-            return candidate
-        reasons.append((candidate, gone[0]))
-    if not reasons:
+    if not candidates:
         raise BundleError(f"no runtime reads {entry.format} artefacts: `zoo plugins` shows what is installed")
-    spec, package = reasons[0]
-    raise MissingPart(f"{package}, which runtime '{spec.name}' needs,", spec.install or f"pip install {package}")
+    return first_installed(candidates)

@@ -18,8 +18,8 @@ from ..artifacts import Artifact
 from ..discovery import find_entry_points
 from ..hookspecs import GROUP
 from ..parity import Candidate, Reference, Samples
-from ..registry import absent, get_registry
-from ..specs import Architecture, Exporter, Runtime, Task, resolve
+from ..registry import get_registry
+from ..specs import Architecture, Exporter, Runtime, Task, absent, resolve
 from .signal import carries_signal, give_signal, probe
 
 __all__ = ["ArchitectureTests"]
