@@ -521,7 +521,7 @@ def main() -> None:
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
-    from zoo.parity.evidence import machine
+    from zoo.machine import machine
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = machine()

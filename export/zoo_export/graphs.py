@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import onnx
 from zoo.errors import ExportError
 from zoo.files import write_bytes
 
-__all__ = ["BYTES_LIMIT", "MODULES", "OPSET", "clean", "hushed", "load", "save", "too_large", "versions"]
+__all__ = ["BYTES_LIMIT", "MODULES", "OPSET", "clean", "hushed", "load", "save", "too_large"]
 
 OPSET = 20
 """The newest opset that ONNX Runtime 1.31 and every TensorRT since 10.2 read; torch's own default."""
@@ -86,15 +85,6 @@ def too_large(size: int) -> ExportError:
     return ExportError(
         f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB: choose a smaller network"
     )
-
-
-def versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of the installed distributions among ``names``."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 @contextlib.contextmanager

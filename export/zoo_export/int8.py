@@ -32,8 +32,9 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from zoo.artifacts import Artifact, Calibration
 from zoo.errors import ExportError
 from zoo.files import sha256_file
+from zoo.machine import versions
 
-from .graphs import MODULES, clean, hushed, load, save, versions
+from .graphs import MODULES, clean, hushed, load, save
 
 __all__ = ["Sensitivity", "StaticInt8", "convert"]
 

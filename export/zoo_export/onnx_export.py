@@ -14,9 +14,10 @@ import torch
 from zoo.artifacts import Artifact
 from zoo.errors import ExportError
 from zoo.files import dump_json
+from zoo.machine import versions
 from zoo.specs import ImageInput
 
-from .graphs import BYTES_LIMIT, MODULES, OPSET, clean, hushed, save, too_large, versions
+from .graphs import BYTES_LIMIT, MODULES, OPSET, clean, hushed, save, too_large
 
 __all__ = ["INPUT", "assert_eval", "export", "to_model"]
 

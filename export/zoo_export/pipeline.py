@@ -22,8 +22,9 @@ from zoo.data import Dataset, audit, division, open_data
 from zoo.errors import DataError, ExportError, GateFailed, ImageError
 from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, preprocess_batch
+from zoo.machine import machine, versions
 from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
-from zoo.parity.evidence import collect, machine, natural_images
+from zoo.parity.evidence import collect, natural_images
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
@@ -34,7 +35,7 @@ from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.train.models import Model, deployable, find_checkpoint, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
-from .graphs import MODULES, versions
+from .graphs import MODULES
 from .plan import Plan, make_plans, runtime_for
 
 __all__ = ["ExportGateFailed", "Outcome", "Request", "export_bundle"]

@@ -63,7 +63,8 @@ def test_what_is_missing_comes_with_its_install_line(monkeypatch: pytest.MonkeyP
     registry = Registry(discover=False)
     registry.add("test", plugin)
     monkeypatch.setattr(doctor, "get_registry", lambda: registry)
-    monkeypatch.setattr(doctor, "version", lambda name: "" if name in ("torch", "lightning") else "1.0")
+    here = lambda names: {n: "1.0" for n in names if n not in ("torch", "lightning")}  # noqa: E731
+    monkeypatch.setattr(doctor.machine, "versions", here)
     found = doctor.examine()
     by_what = {a["what"]: a for a in found["abilities"]}
     assert by_what["onnx to npu"]["missing"] == ["no_such_compiler"]

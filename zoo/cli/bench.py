@@ -31,7 +31,8 @@ def command(
     import numpy as np
 
     from ..bundle import open_bundle
-    from ..parity.evidence import machine, natural_images
+    from ..machine import machine
+    from ..parity.evidence import natural_images
     from ..parity.gates import interleave, percentiles
     from ..runtime.predictor import open_artifact
 

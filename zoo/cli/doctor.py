@@ -6,18 +6,17 @@ Looks packages up without importing them: importing a broken torch is what one w
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
+from .. import machine
 from ..registry import get_registry
 from ..specs import Architecture, Exporter, Precision, Runtime, absent, install_line
 from .common import emit_json, json_option, table
@@ -47,27 +46,16 @@ FEATURES = {
 """CPU flags as Linux names them (x86 and Arm), by the number format that they speed up."""
 
 
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def cpu() -> dict[str, Any]:
     """Name, cores that this process may use, and which number formats the CPU has instructions for."""
-    name, flags = platform.processor() or platform.machine(), set()
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.M):
-            name = found[1]
-        if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M):
-            flags = set(found[1].split())
-    except OSError:
-        pass  # not Linux: the name is all that is told without asking the system's tools
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name, flags = machine.cpu()
     fast = {form: [f for f in names if f in flags] for form, names in FEATURES.items()}
-    return {"name": name, "machine": platform.machine(), "cores": cores, "fast": {k: v for k, v in fast.items() if v}}
+    return {
+        "name": name,
+        "machine": platform.machine(),
+        "cores": machine.cores(),
+        "fast": {k: v for k, v in fast.items() if v},
+    }
 
 
 def gpus() -> list[str]:
@@ -85,7 +73,7 @@ def gpus() -> list[str]:
 def mismatches(have: dict[str, str] | None = None, requires: Sequence[str] | None = None) -> list[str]:
     """Installed packages that do not go together, each with its cure."""
     if have is None:
-        have = {name: version(name) for name in ("torch", "torchvision", "onnxruntime", "onnxruntime-gpu")}
+        have = machine.versions(("torch", "torchvision", "onnxruntime", "onnxruntime-gpu"))
     problems = []
     torch, vision = have.get("torch", ""), have.get("torchvision", "")
     if torch and vision:
@@ -113,7 +101,8 @@ def mismatches(have: dict[str, str] | None = None, requires: Sequence[str] | Non
 def examine() -> dict[str, Any]:
     """Everything that doctor tells, JSON-ready."""
     registry = get_registry()
-    packages = {name: version(name) for name, _ in PACKAGES}
+    here = machine.versions(name for name, _ in PACKAGES)
+    packages = {name: here.get(name, "") for name, _ in PACKAGES}
 
     def can(verb: str, what: str, missing: Sequence[str], install: str) -> dict[str, Any]:
         return {"verb": verb, "what": what, "missing": list(missing), "install": install if missing else ""}
@@ -142,7 +131,7 @@ def examine() -> dict[str, Any]:
     if not registry.specs(Architecture):
         problems.append("no plugin brings an architecture: pip install zoo-timm zoo-classic")
     return {
-        "zoo": version("edgezoo") or get_registry().plugins[0].version,
+        "zoo": get_registry().plugins[0].version,
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "cpu": cpu(),

@@ -1,17 +1,12 @@
-"""Gathers what the gates judge: outputs over many images, seeded images of natural statistics, facts on the machine."""
+"""Gathers what the gates judge: outputs over many images, seeded images of natural statistics."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-__all__ = ["collect", "machine", "natural_images"]
+__all__ = ["collect", "natural_images"]
 
 
 def collect(
@@ -47,43 +42,3 @@ def natural_images(count: int, height: int, width: int, channels: int = 3, seed:
         level, contrast = rng.uniform(90, 165), rng.uniform(30, 70)
         images.append(np.clip(level + contrast * stack, 0, 255).round().astype(np.uint8))
     return images
-
-
-def machine() -> dict[str, Any]:
-    """What a figure must carry to mean anything: processor, cores, governor, system and versions. JSON-ready."""
-    facts: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.exists():
-        facts["governor"] = governor.read_text().strip()
-    model = Path("/proc/device-tree/model")
-    if model.exists():
-        facts["board"] = model.read_text(errors="replace").strip("\0\n ")
-    facts["versions"] = {
-        name: importlib.metadata.version(name)
-        for name in ("edgezoo", "numpy", "pillow", "onnxruntime", "torch", "onnx")
-        if _installed(name)
-    }
-    return facts
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -14,10 +14,11 @@ from ..data import Dataset
 from ..errors import BundleError, DataError
 from ..inputs import Source, preprocess_batch
 from ..lookup import find_task
+from ..machine import machine
 from ..runtime.predictor import Predictor, open_artifact
 from ..specs import ImageInput, Task
 from . import FAIL, Candidate, Finding, Reference, Samples
-from .evidence import collect, machine
+from .evidence import collect
 from .golden import Stage, selftest
 from .reference import StoredReference, load_reference, take
 from .report import ArtifactReport, Flip, Report, find_flips

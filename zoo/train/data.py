@@ -8,7 +8,6 @@ neither the number of loading threads nor a resumed run changes it.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from ..data import Dataset
 from ..errors import DataError
 from ..inputs import ImageInput, normalise, read_image, resize
 
-__all__ = ["Augment", "Images", "Loader", "batches", "cores", "default_augment", "shuffled"]
+__all__ = ["Augment", "Images", "Loader", "batches", "default_augment", "shuffled"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -235,8 +234,3 @@ class Loader:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -30,10 +30,11 @@ from .. import __version__
 from ..data import Dataset, audit, open_data
 from ..errors import CheckpointError, DataError, OutputError, PluginError, ZooError
 from ..files import as_output_error, dump_json, write_bytes
+from ..machine import cores
 from ..registry import get_registry
 from ..specs import Architecture, resolve
 from ..tasks.classify import confusion_matrix
-from .data import Augment, Images, Loader, batches, cores, default_augment, shuffled
+from .data import Augment, Images, Loader, batches, default_augment, shuffled
 from .engine import AtomicIO, Fitting, Half, Progress, Recipe, Record, fit, quiet, write_metrics
 from .evaluate import evaluate
 from .features import HeadOnly, compute, head_is_last, trunk
