@@ -42,7 +42,71 @@ CLASSIFY = Task(
     },
 )
 
-TASKS = (CLASSIFY,)
+SEGMENT = Task(
+    name="segment",
+    summary="A class for every pixel",
+    load="zoo.tasks.segment:Segment",
+    outputs=("logits", "classes"),
+    trainer="zoo.train.segment:SegmentTrainer",
+    tolerances={
+        "fp32": {
+            "numbers_units": 8.0,
+            "numbers_floor": 2e-6,
+            # pixels on the border between two classes, whose logits are equal to within rounding, may fall either way
+            "agreement": 0.9995,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 2e-4,
+        },
+        "fp16": {
+            "numbers_rms": 0.01,
+            "agreement": 0.99,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 0.01,
+        },
+        "int8": {
+            "numbers_rms": 0.25,
+            # objects' borders move by a pixel; what that does to the answer is the accuracy gate's to say
+            "agreement": 0.9,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 0.005,
+        },
+    },
+)
+
+DETECT = Task(
+    name="detect",
+    summary="Boxes around objects, each with a label",
+    load="zoo.tasks.detect:Detect",
+    outputs=("boxes", "scores"),
+    trainer="zoo.train.detect:DetectTrainer",
+    tolerances={
+        "fp32": {
+            "numbers_units": 8.0,
+            # box decoding takes differences of large numbers: its rounding is a larger share than a logit's
+            "numbers_floor": 2e-6,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 2e-4,
+        },
+        "fp16": {
+            "numbers_rms": 0.01,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 0.01,
+        },
+        "int8": {
+            "numbers_rms": 0.25,
+            "accuracy_drop": 0.02,
+            "latency_ratio": 1.10,
+            "golden": 0.005,
+        },
+    },
+)
+
+TASKS = (CLASSIFY, SEGMENT, DETECT)
 
 RUNTIMES = (
     Runtime(

@@ -291,6 +291,7 @@ def validate(manifest: Any, path: Path | str = MANIFEST) -> None:
         "files": dict,
     }.items():
         need(isinstance(manifest.get(key), kind), f"{key} is missing or not a {kind.__name__}")
+    need(isinstance(manifest.get("decode", {}), dict), "decode is not an object")
     try:
         ImageInput.from_dict(manifest["input"])
     except (ValueError, TypeError) as error:

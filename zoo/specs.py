@@ -27,20 +27,26 @@ RESIZES = ("shortest", "squash", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 COLORS: Mapping[str, int | None] = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4, "bands": None}
 """Channel orders, and how many channels each has; ``bands`` has any number."""
+PEAKS: Mapping[str, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+"""Types of pixels, and the value that counts as 1 in each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageInput:
     """The one declarative record of preprocessing: from any image to a float32 tensor (C, H, W).
 
-    ``value = (pixel / 255 - mean) / std``, after resizing by ``resize``:
+    ``value = (pixel / peak - mean) / std``, after resizing by ``resize``:
 
     - ``shortest``: the short side becomes ``size / crop``, then the centre ``height x width`` is cut out;
     - ``squash``: both sides become ``size / crop`` without regard to the aspect ratio, then the centre is cut out;
     - ``letterbox``: the whole image fits inside, centred, and the rest is painted with ``fill``.
 
     ``crop`` is the share of the resized image that is kept (timm calls it ``crop_pct``). ``color`` names the
-    channel order the network expects; ``bands`` means ``channels`` bands of no agreed colour (arrays only).
+    channel order the network expects; ``bands`` means ``channels`` bands of no agreed colour (arrays and TIFF).
+    ``mean``, ``std`` and ``fill`` have one value a channel, in that order.
+
+    ``pixel`` is the type in which pixels are kept until they are normalised: ``uint8`` (peak 255; 16-bit images lose
+    their lower half), ``uint16`` (peak 65535) or ``float32`` (peak 1: measurements in a unit of their own).
     """
 
     height: int
@@ -52,7 +58,9 @@ class ImageInput:
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    fill: tuple[int, ...] = ()
+    fill: tuple[float, ...] = ()
+    """Pixel values; empty means ``mean * peak``."""
+    pixel: str = "uint8"
 
     def __post_init__(self) -> None:
         broken = self._broken_rule()
@@ -87,12 +95,19 @@ class ImageInput:
             return "std is positive and finite"
         if len(self.fill) not in (0, channels):
             return "fill has one value a channel, or none"
+        if self.pixel not in PEAKS:
+            return f"pixel is one of {', '.join(PEAKS)}"
         return ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one preprocessed image."""
         return (self.channels, self.height, self.width)
+
+    @property
+    def peak(self) -> float:
+        """The pixel value that counts as 1."""
+        return PEAKS[self.pixel]
 
     @property
     def source_channels(self) -> int:
@@ -175,6 +190,8 @@ class Architecture(Spec):
     head: str
     """Dotted name of the module that maps features to classes; it is what transfer learning replaces. Several,
     comma-separated, where a network averages more than one (distilled transformers do)."""
+    backbone: str = ""
+    """Dotted name of the submodule that an image classifier's weights fit; empty where there is none."""
     weights: tuple[Weights, ...] = ()
     """The first is what ``pretrained`` means."""
     license: str = ""

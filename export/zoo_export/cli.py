@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli.common import complete_architecture, emit_json, json_option, note, progress, table
+from zoo.cli.common import (
+    SIZE,
+    build_option,
+    complete_architecture,
+    emit_json,
+    json_option,
+    note,
+    parse_options,
+    progress,
+    table,
+)
 from zoo.errors import ExportError
 
 if TYPE_CHECKING:
@@ -31,7 +41,16 @@ __all__ = ["command"]
 @click.option(
     "--weights", default="pretrained", show_default=True, help="For an architecture: pretrained, none, or a file."
 )
-@click.option("--size", type=click.IntRange(1), help="Input height and width, in pixels.")
+@click.option("--size", type=SIZE, help="Input height and width, in pixels.")
+@build_option
+@click.option("--dynamic-size", is_flag=True, help="Of a segmenter: leave height and width open, for `zoo run --tile`.")
+@click.option(
+    "--nms",
+    type=click.Choice(["host", "graph"]),
+    default="host",
+    show_default=True,
+    help="Of a detector: where overlapping boxes are suppressed.",
+)
 @click.option("--channels", type=click.IntRange(1), help="Input channels; the first layer is adapted.")
 @click.option(
     "--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Largest accuracy drop allowed, in points."
@@ -59,7 +78,10 @@ def command(
     data: Path | None,
     out: Path | None,
     weights: str,
-    size: int | None,
+    size: int | tuple[int, int] | None,
+    build: tuple[str, ...],
+    dynamic_size: bool,
+    nms: str,
     channels: int | None,
     max_drop: float | None,
     waive: str,
@@ -103,6 +125,9 @@ def command(
                 data=data,
                 weights=weights,
                 size=size,
+                build=parse_options(build),
+                dynamic_size=dynamic_size,
+                nms=nms,
                 channels=channels,
                 max_drop=max_drop / 100 if max_drop is not None else None,
                 waive=waive.strip(),

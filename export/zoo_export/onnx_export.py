@@ -30,13 +30,15 @@ def export(source: Artifact, out: Path, options: Mapping[str, Any]) -> Artifact:
     each graph node came from, for telling a person where a difference begins.
 
     The module must be in eval mode throughout; what it computes is written as it stands. Two runs give the same
-    bytes, from whatever directory. ``options`` has no keys yet.
+    bytes, from whatever directory. ``options``: ``dynamic_size`` leaves height and width of the input open.
 
     Raises ExportError: a submodule in training mode, an operator without ONNX form, control flow that depends on
     the data, a batch size that the network has fixed, more than 2 GiB of weights.
     """
     assert_eval(source.module)
-    model, modules = to_model(source.module, source.input, source.task.outputs)
+    model, modules = to_model(
+        source.module, source.input, source.task.outputs, dynamic_size=bool(options.get("dynamic_size"))
+    )
     save(model, out)
     dump_json(out.with_name(MODULES), modules)
     return Artifact(
@@ -65,7 +67,7 @@ def assert_eval(module: torch.nn.Module) -> None:
 
 
 def to_model(
-    module: torch.nn.Module, spec: ImageInput, outputs: Sequence[str]
+    module: torch.nn.Module, spec: ImageInput, outputs: Sequence[str], *, dynamic_size: bool = False
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """The module as a checked, simplified, cleaned ONNX model, and the torch module path of each of its nodes.
 
@@ -85,7 +87,11 @@ def to_model(
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(
+                    {0: torch.export.Dim("batch"), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+                    if dynamic_size
+                    else {0: torch.export.Dim("batch")},
+                ),
                 verbose=False,
             )
             if program is None:
@@ -95,7 +101,7 @@ def to_model(
             model = onnxslim.slim(raw)
         _need_dynamic_batch(model)
         clean(model)
-        _name_batch(model)
+        _name_axes(model, dynamic_size)
         onnx.checker.check_model(model, full_check=True)
     except (ExportError, KeyboardInterrupt, MemoryError):
         raise
@@ -115,10 +121,14 @@ def _need_dynamic_batch(model: onnx.ModelProto) -> None:
             )
 
 
-def _name_batch(model: onnx.ModelProto) -> None:
-    """Outputs whose first axis shape inference could not tie to the input's are tied here."""
+def _name_axes(model: onnx.ModelProto, dynamic_size: bool) -> None:
+    """Outputs whose first axis shape inference could not tie to the input's are tied here; so are open sides, which
+    the outputs of a segmenter share with its input."""
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        axes = value.type.tensor_type.shape.dim
+        axes[0].dim_param = "batch"
+        if dynamic_size:
+            axes[len(axes) - 2].dim_param, axes[len(axes) - 1].dim_param = "height", "width"
 
 
 def _module_path(node: onnx.NodeProto) -> str:

@@ -19,20 +19,20 @@ from zoo import __version__
 from zoo.artifacts import Artifact, Calibration
 from zoo.bundle import MANIFEST, SCHEMA, open_bundle, validate
 from zoo.data import Dataset, audit, division, open_data
-from zoo.errors import DataError, ExportError, GateFailed, ImageError
+from zoo.errors import DataError, ExportError, GateFailed, ImageError, ZooError
 from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, preprocess_batch
 from zoo.machine import machine, versions
 from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
-from zoo.parity.evidence import collect, natural_images
+from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
-from zoo.parity.verify import LATENCY_TENSORS, bounds, tensor_batches
+from zoo.parity.verify import LATENCY_TENSORS, bounds
 from zoo.registry import get_registry
 from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
-from zoo.train.models import Model, deployable, find_checkpoint, open_model
+from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES
@@ -46,6 +46,10 @@ CACHE_BYTES = 512 << 20
 STORED_SAMPLES = 2000
 """How many per-sample reference results travel in the bundle."""
 GOLDEN_IMAGES = 5
+GOLDEN_BYTES = 8 << 20
+"""Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
+REFERENCE_BYTES = 16 << 20
+"""Raw reference outputs that travel in the bundle: of as many samples as fit, and never of none."""
 FALLBACK_ROUNDS = 6
 """1, 2, 4, 8, 16 and 32 layers go back to float before int8 is given up."""
 
@@ -63,8 +67,14 @@ class Request:
     precisions: tuple[str, ...] = ("fp32",)
     data: Path | None = None
     weights: str = "pretrained"
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     channels: int | None = None
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the architecture's ``build``."""
+    dynamic_size: bool = False
+    """Height and width of the graph's input are left open (for tiles and for images as they are)."""
+    nms: str = "host"
+    """Where a detector's candidates are suppressed: on the ``host``, or in the ``graph``."""
     max_drop: float | None = None
     """Largest accuracy drop allowed, as a share of 1; None for the task's own."""
     waive: str = ""
@@ -111,29 +121,29 @@ class _Basis:
 
 
 class Batches:
-    """The preprocessed images, (n, C, H, W) float32 at a time, as often as asked for."""
+    """The preprocessed images, (n, C, H, W) float32 and their frames at a time, as often as asked for."""
 
-    def __init__(self, images: Sequence[Source], spec: ImageInput, size: int = 16) -> None:
-        self._images, self._spec, self._size = images, spec, size
+    def __init__(self, images: Sequence[Source], spec: ImageInput) -> None:
+        self._images, self._spec = images, spec
         fits = len(images) * 4 * int(np.prod(spec.shape)) <= CACHE_BYTES
-        self._kept: list[np.ndarray] | None = [] if fits else None
+        self._kept: list[Batch] | None = [] if fits else None
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Batch]:
         if self._kept is None:
-            yield from tensor_batches(self._images, self._spec, self._size)
+            yield from prepared_batches(self._images, self._spec)
             return
-        done = sum(len(b) for b in self._kept)
+        done = sum(len(tensor) for tensor, _ in self._kept)
         yield from list(self._kept)
-        for batch in tensor_batches(self._images[done:], self._spec, self._size):
+        for batch in prepared_batches(self._images[done:], self._spec):
             self._kept.append(batch)
             yield batch
 
     def first(self, count: int) -> np.ndarray:
         """(K, C, H, W) float32, K = ``count`` or as many as there are."""
         parts, have = [], 0
-        for batch in self:
-            parts.append(batch)
-            have += len(batch)
+        for tensor, _ in self:
+            parts.append(tensor)
+            have += len(tensor)
             if have >= count:
                 break
         return np.concatenate(parts)[:count]
@@ -162,7 +172,14 @@ def export_bundle(
                 meant = get_registry().get(Architecture, request.source)
                 if meant.name != request.source:
                     note(f"{request.source} means {meant.name}: {meant.summary}")
-            model = open_model(request.source, weights=request.weights, size=request.size, channels=request.channels)
+            model = open_model(
+                request.source,
+                weights=request.weights,
+                size=request.size,
+                channels=request.channels,
+                options=request.build,
+            )
+            _need_task(request, model)
             module = deployable(model)
             reference = torch_reference(model)
             _need_to_run(model, reference)
@@ -285,10 +302,12 @@ def _basis(
             update(done)
             return found
 
-        outputs = collect(run, batches)
-    _need_finite(outputs, origin)
+        half = half_of(model)
+        seen = observe(run, batches, half, model.labels)
+    _need_finite(seen.outputs, origin)
     samples = Samples(
         task=model.task,
+        half=half,
         labels=model.labels,
         ids=ids,
         targets=targets,
@@ -297,8 +316,9 @@ def _basis(
     )
     reference = Reference(
         name=torch_ref.name,
-        outputs=outputs,
-        exact=_exact(torch_ref, batches.first(exact_count(spec)), note),
+        outputs=seen.outputs,
+        exact=_exact(torch_ref, batches.first(min(exact_count(spec), _length(seen.outputs))), note),
+        results=seen.results,
         call=torch_ref.run,
         device=torch_ref.device,
     )
@@ -311,8 +331,12 @@ def _basis(
 
 
 def exact_count(spec: ImageInput) -> int:
-    """How many images are run in float64, which is slow: 256 small ones, fewer large ones, at least 16."""
-    return int(min(256, max(16, 2_400_000 // int(np.prod(spec.shape)))))
+    """How many images are run in float64, which is slow: 256 small ones, fewer large ones, at least one batch."""
+    return int(min(256, max(batch_size(spec), 2_400_000 // int(np.prod(spec.shape)))))
+
+
+def _length(outputs: Mapping[str, np.ndarray]) -> int:
+    return min(len(value) for value in outputs.values())
 
 
 def _made_count(spec: ImageInput) -> int:
@@ -377,11 +401,23 @@ def _exact(reference: TorchReference, tensors: np.ndarray, note: Callable[[str],
         return None
 
 
+def _need_task(request: Request, model: Model) -> None:
+    """Raises ExportError where an option means nothing to the network's task."""
+    if request.nms == "graph" and model.task.name != "detect":
+        raise ExportError(f"--nms graph is for detectors; {model.architecture.name} is for task {model.task.name}")
+    if request.dynamic_size and model.task.name != "segment":
+        raise ExportError(
+            f"--dynamic-size is for segmenters; {model.architecture.name} (task {model.task.name}) is exported for one size"
+        )
+
+
 def _need_to_run(model: Model, reference: TorchReference) -> None:
     """Raises ExportError where the network does not take an image of its declared size."""
     c, h, w = model.input.shape
     try:
         reference.run(np.zeros((1, c, h, w), np.float32))
+    except ZooError:
+        raise  # the network says what it takes, and the cure
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         own = model.architecture.input
         raise ExportError(
@@ -430,9 +466,10 @@ class _Maker:
         for exporter in plan.before:
             last = plan.convert is None and exporter is plan.before[-1]
             if last or exporter.name not in self._done:
-                place = self.folder if last else self.work
+                place = self.folder if last and self.request.nms == "host" else self.work
                 file = place / f"model.{base.precision}.{exporter.writes}"
-                self._done[exporter.name] = exporter.resolve()(base, file, {})
+                options = {"dynamic_size": True} if self.request.dynamic_size and exporter.reads == "torch" else {}
+                self._done[exporter.name] = exporter.resolve()(base, file, options)
             base = self._done[exporter.name]
         if plan.convert is None:
             return self._judge(base)
@@ -479,7 +516,7 @@ class _Maker:
     def _convert(
         self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
     ) -> Artifact:
-        place = self.work if plan.after else self.folder
+        place = self.work if plan.after or self.request.nms == "graph" else self.folder
         found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
         for exporter in plan.after:
             place = self.folder if exporter is plan.after[-1] else self.work
@@ -489,9 +526,14 @@ class _Maker:
     def _judge(self, artifact: Artifact) -> _Made:
         assert artifact.path is not None
         basis = self.basis
+        if self.request.nms == "graph":
+            from .nms import embed
+
+            artifact = embed(artifact, self.folder / artifact.path.name, **basis.samples.half.settings)
+            assert artifact.path is not None
         session: Session = self.runtime.resolve()(artifact.path, threads=self.threads)
         try:
-            outputs = collect(session.run, basis.batches)
+            seen = observe(session.run, basis.batches, basis.samples.half, basis.samples.labels)
         except Exception as error:  # each runtime has exceptions of its own
             raise ExportError(
                 f"the {artifact.precision} artefact does not run in {self.runtime.name}: {_line(error)}"
@@ -499,18 +541,18 @@ class _Maker:
         candidate = Candidate(
             name=artifact.precision,
             precision=artifact.precision,
-            outputs=outputs,
+            outputs=seen.outputs,
+            results=seen.results,
             call=session.run,
             device=session.device,
             tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
         )
         findings = get_registry().verify(candidate, basis.reference, basis.samples)
-        half = artifact.task.resolve()()
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
             artifact=artifact,
             session=session,
-            flips=find_flips(candidate, basis.reference, basis.samples, half, lambda index: basis.images[index]),
+            flips=find_flips(candidate, basis.reference, basis.samples, lambda index: basis.images[index]),
             report=ArtifactReport(
                 name=artifact.precision,
                 precision=artifact.precision,
@@ -564,9 +606,13 @@ def _finish(
             one.artifact.path.unlink()
     if not kept:
         return Outcome(bundle=None, report=report, report_path=request.out, manifest={})
-    half = model.task.resolve()()
     golden = make_golden(
-        folder, model.input, _golden_images(basis), {m.report.name: m.session for m in kept}, half, model.labels
+        folder,
+        model.input,
+        _golden_images(basis),
+        {m.report.name: m.session for m in kept},
+        basis.samples.half,
+        model.labels,
     )
     _store_reference(folder, basis, torch_ref)
     report.write(folder)
@@ -587,15 +633,20 @@ def _finish(
 
 
 def _golden_images(basis: _Basis) -> list[tuple[str, Source]]:
-    """A few judged images, of different classes where there are classes."""
-    indices = range(len(basis.images))
-    if basis.samples.targets is not None:
-        first: dict[Any, int] = {}
-        for index, target in enumerate(basis.samples.targets):
+    """A few judged images, of different classes where there are classes; fewer where each costs the bundle much."""
+    indices: list[int] = list(range(len(basis.images)))
+    targets = basis.samples.targets
+    if targets is not None and all(isinstance(t, int) for t in targets):
+        first: dict[int, int] = {}
+        for index, target in enumerate(targets):
             first.setdefault(target, index)
-        indices = list(first.values())  # type: ignore[assignment]
-    step = max(1, len(indices) // GOLDEN_IMAGES)
-    return [(basis.samples.ids[i], basis.images[i]) for i in list(indices)[::step][:GOLDEN_IMAGES]]
+        indices = list(first.values())
+    raw = basis.reference.outputs
+    needed = basis.samples.half.decodes(list(raw))
+    size = sum(raw[name][0].nbytes for name in needed)
+    count = max(1, min(GOLDEN_IMAGES, GOLDEN_BYTES // max(1, size)))
+    step = max(1, len(indices) // count)
+    return [(basis.samples.ids[i], basis.images[i]) for i in indices[::step][:count]]
 
 
 def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> None:
@@ -603,15 +654,18 @@ def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> 
         tensors = archive["tensors"]
     count = min(STORED_SAMPLES, len(basis.images)) if basis.dataset is not None else 0
     exact = basis.reference.exact or {}
+    raw = basis.reference.outputs
+    fits = max(1, REFERENCE_BYTES // max(1, sum(value[0].nbytes for value in raw.values())))
+    tensors = tensors[:fits]
     save_reference(
         folder,
         StoredReference(
             name=basis.reference.name,
             ids=basis.samples.ids[:count],
             digests=tuple(s.digest() for s in list(basis.dataset or ())[:count]),
-            targets=np.asarray(basis.samples.targets[:count]) if basis.samples.targets is not None else None,
-            outputs={name: value[:count] for name, value in basis.reference.outputs.items()},
-            exact={name: value[:count] for name, value in exact.items()},
+            results=basis.samples.half.pack(basis.reference.results[:count]),
+            outputs={name: value[: min(count, fits)] for name, value in raw.items()},
+            exact={name: value[: min(count, fits)] for name, value in exact.items()},
             golden_outputs=torch_ref.run(tensors),
             golden_exact=torch_ref.exact(tensors) if exact else {},
         ),
@@ -633,6 +687,7 @@ def _manifest(
     folder: Path,
 ) -> dict[str, Any]:
     c, h, w = model.input.shape
+    sides = ("height", "width") if request.dynamic_size else ()
     artifacts = []
     for one in kept:
         assert one.artifact.path is not None
@@ -668,9 +723,14 @@ def _manifest(
         "task": model.task.name,
         "architecture": model.architecture.name,
         "input": model.input.to_dict(),
-        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", c, h, w]}],
+        "decode": basis.samples.half.settings,
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", c, *(sides or (h, w))]}],
         "outputs": [
-            {"name": name, "dtype": str(value.dtype), "shape": ["batch", *value.shape[1:]]}
+            {
+                "name": name,
+                "dtype": str(value.dtype),
+                "shape": ["batch", *value.shape[1:-2], *sides] if sides else ["batch", *value.shape[1:]],
+            }
             for name, value in ((n, basis.reference.outputs[n]) for n in model.task.outputs)
         ],
         "labels": list(model.labels),

@@ -26,11 +26,17 @@ def targets() -> list[int]:
     return [int(t) for t in np.random.default_rng(1).integers(0, CLASSES - 1, 200)]  # class 6 never occurs
 
 
+def figures(outputs: dict[str, np.ndarray], targets: list[int]) -> dict:
+    meter = Classify().meter(LABELS)
+    meter.update(Classify().decode(outputs, labels=LABELS), targets)
+    return meter.compute()
+
+
 def test_metrics_are_torchmetrics(outputs: dict[str, np.ndarray], targets: list[int]) -> None:
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("torchmetrics.functional.classification")
     scores, wanted = torch.from_numpy(outputs["scores"]), torch.tensor(targets)
-    ours = Classify().metrics(outputs, targets, LABELS)
+    ours = figures(outputs, targets)
 
     def theirs(name: str, **options: object) -> float:
         return float(getattr(functional, f"multiclass_{name}")(scores, wanted, num_classes=CLASSES, **options))
@@ -51,17 +57,33 @@ def test_metrics_are_torchmetrics(outputs: dict[str, np.ndarray], targets: list[
 def test_macro_f1_is_scikit_learns(outputs: dict[str, np.ndarray], targets: list[int]) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     theirs = metrics.f1_score(targets, outputs["scores"].argmax(axis=1), average="macro", zero_division=0)
-    assert Classify().metrics(outputs, targets, LABELS)["macro F1"] == pytest.approx(theirs)
+    assert figures(outputs, targets)["macro F1"] == pytest.approx(theirs)
 
 
 def test_sample_scores_and_same_answer(outputs: dict[str, np.ndarray], targets: list[int]) -> None:
     task = Classify()
-    per_sample = task.sample_scores(outputs, targets)
+    results = task.decode(outputs, labels=LABELS)
+    per_sample = task.sample_scores(results, targets)
     assert per_sample.shape == (200,)
-    assert per_sample.mean() == pytest.approx(task.metrics(outputs, targets, LABELS)[task.metric_name])
-    assert task.same_answer(outputs, outputs).all()
-    other = {"scores": np.roll(outputs["scores"], 1, axis=1)}
-    assert not task.same_answer(outputs, other).any()
+    assert per_sample.mean() == pytest.approx(figures(outputs, targets)[task.metric_name])
+    assert task.same_answer(results, results).all()
+    other = task.decode({"scores": np.roll(outputs["scores"], 1, axis=1)}, labels=LABELS)
+    assert not task.same_answer(results, other).any()
+
+
+def test_meters_gather_in_parts_and_merge(outputs: dict[str, np.ndarray], targets: list[int]) -> None:
+    results = Classify().decode(outputs, labels=LABELS)
+    one, two = Classify().meter(LABELS), Classify().meter(LABELS)
+    one.update(results[:70], targets[:70])
+    two.update(results[70:], targets[70:])
+    one.merge(two)
+    assert one.compute() == figures(outputs, targets)
+
+
+def test_packed_results_come_back(outputs: dict[str, np.ndarray]) -> None:
+    results = Classify().decode(outputs, labels=LABELS)
+    again = Classify().unpack(Classify().pack(results), LABELS)
+    assert [r.to_dict() for r in again] == [r.to_dict() for r in results]
 
 
 def test_decode() -> None:

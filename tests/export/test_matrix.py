@@ -84,6 +84,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     assert artifact.path is not None
     samples = Samples(
         task=task,
+        half=task.resolve()(),
         labels=tuple(str(i) for i in range(CLASSES)),
         ids=tuple(str(i) for i in range(len(tensors))),
         targets=None,

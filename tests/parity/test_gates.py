@@ -9,6 +9,7 @@ from zoo.builtin import CLASSIFY
 from zoo.parity import Candidate, Reference, Samples
 from zoo.parity.gates import accuracy, compare, interleave, latency, numbers, paired_interval, samples_needed
 from zoo.parity.verify import bounds
+from zoo.tasks.classify import Classify
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -28,14 +29,21 @@ def truth() -> np.ndarray:
 def case(truth: np.ndarray, ours: np.ndarray, precision: str = "fp32", targets: object = "truth", **tolerances: float):
     noise = np.random.default_rng(1).normal(size=truth.shape) * 1e-6
     exact = {"logits": truth, "scores": softmax(truth)}
-    reference = Reference(name="PyTorch", outputs=outputs(truth + noise), exact=exact)
+    labels, half = tuple("abcdefghij"), Classify()
+    raw, theirs = outputs(truth + noise), outputs(ours)
+    reference = Reference(name="PyTorch", outputs=raw, exact=exact, results=half.decode(raw, labels=labels))
     candidate = Candidate(
-        name=precision, precision=precision, outputs=outputs(ours), tolerances=bounds(CLASSIFY, precision) | tolerances
+        name=precision,
+        precision=precision,
+        outputs=theirs,
+        results=half.decode(theirs, labels=labels),
+        tolerances=bounds(CLASSIFY, precision) | tolerances,
     )
     wanted = truth.argmax(axis=1) if isinstance(targets, str) else targets
     samples = Samples(
         task=CLASSIFY,
-        labels=tuple("abcdefghij"),
+        half=half,
+        labels=labels,
         ids=tuple(str(i) for i in range(len(truth))),
         targets=wanted,
         source="made",

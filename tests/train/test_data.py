@@ -38,15 +38,17 @@ def test_without_augmentation_the_batch_is_what_a_device_sees(spec: ImageInput, 
     wanted = preprocess_batch([s.image for s in data], spec)
     order = [3, 0, 4]
     for _ in range(2):  # the second time from memory
-        assert np.array_equal(images.batch(order), wanted[order])
+        tensor, targets = images.batch(order)
+        assert np.array_equal(tensor, wanted[order])
+        assert targets == [data[i].target for i in order]
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_image_alone() -> None:
     images = Images(photos(), SPECS[0], Augment(crop=0.35, flip=True, magnitude=9))
-    one = images.batch([0, 1, 2], seed=1, epoch=4)
-    assert np.array_equal(images.batch([2, 0], seed=1, epoch=4), one[[2, 0]])
-    assert not np.array_equal(images.batch([0, 1, 2], seed=1, epoch=5), one)
-    assert not np.array_equal(images.batch([0, 1, 2], seed=2, epoch=4), one)
+    one, _ = images.batch([0, 1, 2], seed=1, epoch=4)
+    assert np.array_equal(images.batch([2, 0], seed=1, epoch=4)[0], one[[2, 0]])
+    assert not np.array_equal(images.batch([0, 1, 2], seed=1, epoch=5)[0], one)
+    assert not np.array_equal(images.batch([0, 1, 2], seed=2, epoch=4)[0], one)
 
 
 @pytest.mark.parametrize("magnitude", [1, 9, 30])

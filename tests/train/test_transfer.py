@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from zoo.train.transfer import Policy, layer_groups, learning_rate_factor, set_trainable
+from zoo.train.transfer import Policy, layer_groups, learning_rate_factor, set_trainable, trained_norms
 
 
 class Net(nn.Module):
@@ -24,7 +24,7 @@ class Net(nn.Module):
 
 def test_groups_cover_every_parameter_once_from_the_head_to_the_image() -> None:
     net = Net()
-    groups = layer_groups(net, net.top["fc"], count=4)
+    groups = layer_groups(net, list(net.top["fc"].parameters()), count=4)
     assert len(groups) == 5
     flat = [id(p) for group in groups for p in group]
     assert sorted(flat) == sorted(id(p) for p in net.parameters())
@@ -42,7 +42,7 @@ def test_groups_of_real_networks_are_balanced(name: str) -> None:
     timm = pytest.importorskip("timm")
     network = timm.create_model(name, num_classes=2)
     head = network.get_classifier()
-    groups = layer_groups(network, head)
+    groups = layer_groups(network, list(head.parameters()))
     sizes = [sum(p.numel() for p in g) for g in groups[1:]]
     assert len(sizes) == 4
     assert sum(map(len, groups)) == len(list(network.parameters()))
@@ -61,14 +61,14 @@ def test_policy_opens_one_after_another_and_ends_open() -> None:
 
 def test_frozen_layers_are_frozen_whole() -> None:
     net = Net()
-    groups = layer_groups(net, net.top["fc"], count=4)
-    set_trainable(net, groups, 2, keep_statistics=False)
+    groups = layer_groups(net, list(net.top["fc"].parameters()), count=4)
+    set_trainable(net, groups, 2)
     assert not net.stem[1].training
     assert not net.stages[0][2].training  # dropout in a frozen block would only blur its features
     assert net.top["norm"].training
     assert not net.stem[0].weight.requires_grad
     assert net.top["fc"].weight.requires_grad
-    set_trainable(net, groups, 5, keep_statistics=True)
+    set_trainable(net, groups, 5, keep_statistics=trained_norms(net, frozenset(net.state_dict())))
     assert all(p.requires_grad for p in net.parameters())
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert net.stages[0][2].training

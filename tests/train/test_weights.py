@@ -44,7 +44,7 @@ def test_safetensors_and_pth_hold_the_same(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     for name in ("a.safetensors", "a.pth"):
         module = network()
-        assert fit(module, read_state(tmp_path / name), head="head", keep_head=True, channels=3)
+        assert fit(module, read_state(tmp_path / name), head="head", keep_head=True, channels=3).head
         assert same(module, state)
 
 
@@ -63,7 +63,7 @@ def test_clean_ups(tmp_path: Path, wrap) -> None:  # type: ignore[no-untyped-def
     state = trained()
     torch.save(wrap(state), tmp_path / "w.pth")
     module = network()
-    assert fit(module, read_state(tmp_path / "w.pth"), head="head", keep_head=True, channels=3)
+    assert fit(module, read_state(tmp_path / "w.pth"), head="head", keep_head=True, channels=3).head
     assert same(module, state)
 
 
@@ -74,7 +74,7 @@ def test_a_head_of_another_class_count_stays_fresh(tmp_path: Path) -> None:
     assert class_count(found, "head") == 3
     module = network(classes=7)
     before = module.head.weight.clone()
-    assert not fit(module, found, head="head", keep_head=True, channels=3)
+    assert not fit(module, found, head="head", keep_head=True, channels=3).head
     assert torch.equal(module.head.weight, before)
     assert same(module, state, but="head")
 
@@ -84,7 +84,7 @@ def test_the_first_layer_answers_grey_images_as_before(tmp_path: Path, channels:
     state = trained()
     torch.save(state, tmp_path / "w.pth")
     module = network(channels=channels)
-    assert fit(module, read_state(tmp_path / "w.pth"), head="head", keep_head=True, channels=channels)
+    assert fit(module, read_state(tmp_path / "w.pth"), head="head", keep_head=True, channels=channels).head
     grey = torch.rand(2, 1, 8, 8)
     wanted = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), state["stem.weight"])
     found = nn.functional.conv2d(grey.expand(-1, channels, -1, -1), module.stem.weight)
@@ -174,7 +174,7 @@ def test_a_checkpoint_as_found_in_the_wild(assets: Path) -> None:
     state = read_state(assets / "weights" / "cifar10_resnet20.th")
     assert all(t.device.type == "cpu" for t in state.tensors.values())
     module = ResNet20()
-    assert fit(module, state, head="linear", keep_head=True, channels=3)
+    assert fit(module, state, head="linear", keep_head=True, channels=3).head
     assert torch.equal(module.linear.bias, state.tensors["module.linear.bias"])
 
 

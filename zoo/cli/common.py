@@ -11,9 +11,58 @@ from typing import Any
 
 import click
 
-__all__ = ["complete_architecture", "emit_json", "json_option", "note", "progress", "table"]
+__all__ = [
+    "SIZE",
+    "build_option",
+    "complete_architecture",
+    "emit_json",
+    "json_option",
+    "note",
+    "parse_options",
+    "progress",
+    "table",
+]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+class _Size(click.ParamType):
+    """One number for a square, or HEIGHTxWIDTH, in pixels."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        sides = value.lower().split("x")
+        if not (1 <= len(sides) <= 2 and all(s.isdigit() and 1 <= int(s) <= 16384 for s in sides)):
+            self.fail(f"'{value}' is no size: give pixels like 320, or height x width like 256x512", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+SIZE = _Size()
+
+build_option = click.option(
+    "--option",
+    "build",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Build option of the architecture, like encoder=resnet18; may be given again.",
+)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` pairs; a value that is JSON (a number, true, a list) is taken as such, else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.UsageError(f"--option {pair}: give KEY=VALUE, like encoder=resnet18")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def emit_json(data: Any) -> None:

@@ -73,25 +73,25 @@ def command(
 
         runner = open_predictor(source, artifact=artifact)
         what = f"{runner.bundle.name} {runner.artifact.name}, {runner.session.device}"
-        provenance = runner.bundle.manifest.get("provenance", {})
+        provenance, task = runner.bundle.manifest.get("provenance", {}), runner.bundle.task
         measure = _run_bundle
     else:
         if artifact is not None:
             raise click.UsageError(f"{source} is no bundle: leave out --artifact")
         runner = resolve("zoo.train.models:open_model", "evaluating a checkpoint")(source, weights=weights)
         what = f"{runner.architecture.name} ({runner.weights} weights), float32 on {device}"
-        provenance = runner.provenance
+        provenance, task = runner.provenance, runner.task.name
         evaluate = resolve("zoo.train.evaluate:evaluate", "evaluating a checkpoint")
 
         def _run_network(runner: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
-            figures: dict[str, Any] = evaluate(runner, dataset, device=device, progress=advance)[0]
+            figures: dict[str, Any] = evaluate(runner, dataset, device=device, progress=advance).figures
             return figures
 
         measure = _run_network
 
     divided = provenance.get("data") or {}
     share, seed = division(provenance, val_share, split_seed)
-    dataset = _open(data, split, format, share, seed)
+    dataset = _open(data, task, split, format, share, seed)
     known = (divided.get(split) or {}).get("fingerprint")
     dataset = dataset.relabelled(runner.labels)
     if (
@@ -115,25 +115,24 @@ def command(
         table([(k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in figures.items()], ("figure", "value"))
     )
     if classes:
-        rows = [
-            (c["label"], c["images"], *(f"{100 * c[k]:.1f} %" for k in ("precision", "recall", "F1"))) for c in classes
-        ]
-        click.echo("\n" + table(rows, ("class", "images", "precision", "recall", "F1")))
+        columns = list(classes[0])
+        rows = [[f"{100 * v:.1f} %" if isinstance(v, float) else v for v in c.values()] for c in classes]
+        click.echo("\n" + table(rows, ("class", *columns[1:])))
 
 
-def _open(data: str, split: str, format: str, val_share: float, seed: int) -> Dataset:
+def _open(data: str, task: str, split: str, format: str, val_share: float, seed: int) -> Dataset:
     from ..data import audit, open_data
     from ..data.splitting import find_format
 
     if split == "all":
         root = Path(data)
-        reader = find_format(root, "classify", format)
+        reader = find_format(root, task, format)
         brought = reader.splits(root)
         if brought:
             raise DataError(f"{data} comes divided into {', '.join(brought)}: choose one with --split")
         dataset = reader.open(root, None)
     else:
-        dataset = open_data(data, format=format, val_share=val_share, seed=seed).get(split)
+        dataset = open_data(data, task=task, format=format, val_share=val_share, seed=seed).get(split)
     with progress("reading", len(dataset)) as advance:
         dataset = audit(dataset, progress=lambda done, total: advance(done))
     for text in dataset.notes:
@@ -146,9 +145,12 @@ def _open(data: str, split: str, format: str, val_share: float, seed: int) -> Da
 
 
 def _run_bundle(model: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
-    from ..parity.evidence import collect
-    from ..parity.verify import tensor_batches
+    from ..parity.evidence import prepared_batches
 
-    batches = tensor_batches([s.image for s in dataset], model.input, progress=advance)
-    figures: dict[str, Any] = model.task.metrics(collect(model.run, batches), dataset.targets, model.labels)
+    meter, done = model.task.meter(model.labels), 0
+    for tensor, frames in prepared_batches([s.image for s in dataset], model.input, progress=advance):
+        results = model.task.decode(model.run(tensor), labels=model.labels, frames=frames, judging=True)
+        meter.update(results, dataset.targets[done : done + len(results)])
+        done += len(results)
+    figures: dict[str, Any] = meter.compute()
     return figures

@@ -10,7 +10,17 @@ import click
 
 from ..errors import ZooError
 from ..specs import Architecture, resolve
-from .common import complete_architecture, emit_json, json_option, note, progress, table
+from .common import (
+    SIZE,
+    build_option,
+    complete_architecture,
+    emit_json,
+    json_option,
+    note,
+    parse_options,
+    progress,
+    table,
+)
 
 
 class _NumberOr(click.ParamType):
@@ -40,7 +50,7 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 @click.option(
     "--data",
     type=click.Path(),
-    help="Images: one folder a class (with train/ and val/ or without), idx files, or a CSV of path,label.",
+    help="Labelled images in any format that `zoo data inspect` recognises for the architecture's task.",
 )
 @click.option("--format", default="", metavar="NAME", help="The data's format, where it is not recognised by itself.")
 @click.option(
@@ -60,8 +70,13 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 @click.option(
     "--channels", type=click.IntRange(1, 64), help="Input channels; the first layer is adapted and keeps its weights."
 )
-@click.option("--size", type=click.IntRange(1, 16384), help="Input height and width in pixels.")
-@click.option("--epochs", type=click.IntRange(0), help="Epochs of the whole network.  [default: 5, from scratch 10]")
+@click.option("--size", type=SIZE, help="Input height and width in pixels.")
+@build_option
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    help="Epochs of the whole network.  [default: classify 5, segment 20, detect 60; more from scratch]",
+)
 @click.option(
     "--head-epochs", type=click.IntRange(0), help="Epochs of a new head before that, on cached features.  [default: 30]"
 )
@@ -69,31 +84,35 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     "--batch-size",
     metavar="N|auto",
     type=_NumberOr(int, "auto"),
-    help="auto: what fits in memory.  [default: 16; 32 from 1000 images on, 128 from 10 000]",
+    help="auto: what fits in memory.  [default: classify 16, 32 from 1000 images on, 128 from 10 000; others 8]",
 )
 @click.option(
     "--lr",
     metavar="X|auto",
     type=_NumberOr(float, "auto"),
-    help="Learning rate; auto: by a range test.  [default: 0.0001, from scratch 0.002]",
+    help="Learning rate; auto: by a range test.  [default: classify 0.0001, from scratch 0.002; others 0.001]",
 )
 @click.option(
     "--lr-decay",
     type=click.FloatRange(0.0, 1.0, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Each deeper group of layers learns this much slower.",
+    help="Each deeper group of layers learns this much slower.  [default: classify 0.5, others 0.7]",
 )
-@click.option("--weight-decay", type=click.FloatRange(0.0), default=0.05, show_default=True)
 @click.option(
-    "--augment/--no-augment", default=None, help="Random crops and mirroring.  [default: for photos, not for glyphs]"
+    "--weight-decay", type=click.FloatRange(0.0), help="[default: classify 0.05, segment 0.01, detect 0.03]"
+)
+@click.option("--loss", default="", metavar="NAME", help="Of segmentation: ce+dice, focal, jaccard, …  [default: ce+dice]")
+@click.option(
+    "--augment/--no-augment", default=None, help="Random crops, mirroring, colours.  [default: not for glyphs]"
 )
 @click.option("--flip/--no-flip", default=None, help="Mirroring alone.")
 @click.option("--randaugment", type=click.IntRange(0, 30), default=0, help="RandAugment's magnitude; 9 is usual.")
-@click.option("--mixup", type=click.FloatRange(0.0), default=0.0, help="Mixup's alpha; 0.2 is usual.")
+@click.option("--mosaic", type=click.FloatRange(0.0, 1.0), help="Of detection: share of images put together from four.")
+@click.option("--mixup", type=click.FloatRange(0.0), default=0.0, help="Mixup's alpha, 0.2 is usual; of detection: share of images mixed with another.")
 @click.option("--cutmix", type=click.FloatRange(0.0), default=0.0, help="CutMix's alpha; 1 is usual.")
 @click.option("--label-smoothing", "smoothing", type=SHARE, default=0.0, help="0.1 is usual.")
-@click.option("--ema", type=SHARE, default=0.0, help="Decay of averaged weights; 0.999 is usual.")
+@click.option(
+    "--ema", type=SHARE, help="Decay of averaged weights, 0: none.  [default: classify 0, segment 0.99, detect 0.998]"
+)
 @click.option("--balance", is_flag=True, help="Rare classes weigh more in the loss.")
 @click.option(
     "--patience", type=click.IntRange(0), default=0, help="Stop after so many epochs without a better one; 0: never."
@@ -119,13 +138,14 @@ def command(
     resume: str | None,
     overwrite: bool,
     as_json: bool,
+    build: tuple[str, ...],
     **rest: Any,
 ) -> None:
     """Adapt a network to your images by transfer learning.
 
     A new head is trained first, on features that the frozen network computes once; then the layers join from the
     back to the front, the deeper the slower. The run's folder holds checkpoint/ (the best epoch), metrics.csv,
-    curves.png, confusion.png and report.html. Ctrl-C and a kill lose at most the epoch in flight: --resume goes on.
+    curves.png, pictures of the answers and report.html. Ctrl-C and a kill lose at most the epoch in flight: --resume goes on.
 
     \b
     Examples:
@@ -133,6 +153,8 @@ def command(
       zoo finetune lenet --data mnist/ --epochs 5 --out runs/digits
       zoo finetune runs/digits --data other-digits/ --out runs/other
       zoo finetune resnet18 --data photos/ --weights resnet18.pth --mixup 0.2 --ema 0.999
+      zoo finetune unet --data cells/ --option encoder=resnet18
+      zoo finetune yolo --data coco/ --size 320
       zoo finetune --resume runs/digits
     """
     if resume is not None:
@@ -157,7 +179,9 @@ def command(
         if resume is not None:
             summary = resolve(f"{module}:resume", "fine-tuning")(folder, say=note, progress=progress)
         else:
-            options = options_type(source=source, data=str(Path(data or "").resolve()), **_absolute(rest))
+            options = options_type(
+                source=source, data=str(Path(data or "").resolve()), build=parse_options(build), **_absolute(rest)
+            )
             run = resolve(f"{module}:finetune", "fine-tuning")
             summary = run(options, folder, overwrite=overwrite, say=note, progress=progress)
     except KeyboardInterrupt:

@@ -91,7 +91,7 @@ def command(
                 answer = result.to_dict(top) if hasattr(result, "top") else result.to_dict()
                 click.echo(json.dumps({"image": str(path), **answer}, ensure_ascii=False))
             else:
-                rows.append([path, *_cells(result, top)])
+                rows.append([path, *_cells(predictor.task, result, top)])
             if folder is not None:
                 _draw(folder, path, predictor.task, result)
     if rows:
@@ -104,11 +104,11 @@ def command(
     return 2 if bad else 0
 
 
-def _cells(result: Any, top: int) -> list[str]:
+def _cells(half: Any, result: Any, top: int) -> list[str]:
     if hasattr(result, "top"):
         best, *rest = result.top(top)
         return [best[0], f"{100 * best[1]:.1f}%", *(f"{label} {100 * score:.1f}%" for label, score in rest)]
-    return [json.dumps(result.to_dict(), ensure_ascii=False), ""]
+    return [half.describe(result), ""]
 
 
 def _draw(folder: Path, path: Path, task: Any, result: Any) -> None:

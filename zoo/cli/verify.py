@@ -92,7 +92,7 @@ def open_split(manifest: Mapping[str, Any], data: Path, split: str) -> Dataset:
     from ..data import division, open_data
 
     val_share, seed = division(manifest.get("provenance") or {})
-    return open_data(data, val_share=val_share, seed=seed).get(split)
+    return open_data(data, task=str(manifest["task"]), val_share=val_share, seed=seed).get(split)
 
 
 def show(report: Report) -> None:

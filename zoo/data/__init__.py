@@ -26,7 +26,8 @@ class Sample:
     image: Path | np.ndarray
     """A file, or an (H, W[, C]) uint8 array: what :func:`zoo.inputs.read_image` takes."""
     target: Any
-    """For classification the index into the data set's labels."""
+    """classify: the index into the data set's labels; segment: a :class:`zoo.data.targets.Mask`; detect: its
+    :class:`zoo.data.targets.Boxes`."""
 
     def digest(self) -> str:
         """sha256 of the image's bytes: how a device recognises a sample that the workstation judged."""
@@ -86,7 +87,9 @@ class Dataset(Sequence[Sample]):
         digest = hashlib.sha256()
         for sample in self.samples:
             size = sample.image.stat().st_size if isinstance(sample.image, Path) else sample.image.nbytes
-            digest.update(f"{sample.id}\0{sample.target}\0{size}\n".encode())
+            target = sample.target
+            key = str(target).encode() if isinstance(target, int) else target.key()
+            digest.update(b"%b\0%b\0%d\n" % (sample.id.encode(), key, size))
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int], split: str | None = None) -> Dataset:
@@ -107,8 +110,10 @@ class Dataset(Sequence[Sample]):
                 f"{self.root}: label '{unknown[0]}' is not one of the network's {len(labels)} labels ({shown}): "
                 "use the data it was trained for, or fine-tune it on these"
             )
+        from .targets import relabelled
+
         order = [labels.index(name) for name in self.labels]
-        samples = tuple(replace(s, target=order[s.target]) for s in self.samples)
+        samples = tuple(replace(s, target=relabelled(s.target, order)) for s in self.samples)
         return replace(self, samples=samples, labels=labels)
 
 

@@ -1,28 +1,26 @@
-"""Recognises a data set, divides it where it comes undivided, and finds its damaged and its shared images."""
+"""Recognises a data set, divides it where it comes undivided, and finds the images that its splits share."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..builtin import DATASET_FORMATS
-from ..errors import DataError, ImageError, UnknownName, nearest
-from ..inputs import read_image
-from ..specs import DatasetFormat, ImageInput
-from . import Dataset, Fault, Format, Sample, Splits
+from ..errors import DataError, UnknownName, nearest
+from ..specs import DatasetFormat
+from . import Dataset, Format, Sample, Splits
+from .auditing import audit_images
 from .naming import images_in
+from .targets import Boxes, Mask
 
-__all__ = ["audit_images", "divide", "open_splits", "shared_images"]
-
-_ANY = ImageInput(height=1, width=1)
+__all__ = ["assemble", "audit_images", "divide", "find_format", "open_splits", "recognise", "shared_images"]
 
 
 def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: int) -> Splits:
@@ -31,36 +29,66 @@ def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: i
         raise DataError(f"the validation share is {val_share}: it lies between 0 and 1")
     reader = find_format(root, task, format)
     brought = reader.splits(root)
+    check_brought(root, brought)
+    return assemble({name: reader.open(root, name or None) for name in brought or ("",)}, val_share, seed)
+
+
+def check_brought(root: Path, brought: Iterable[str]) -> None:
+    """Raises DataError where data that comes divided has no train split."""
+    brought = list(brought)
     if brought and "train" not in brought:
         raise DataError(f"{root} has {' and '.join(brought)} but no train split: name the one to learn from train")
-    train = reader.open(root, "train" if brought else None)
+
+
+def assemble(parts: Mapping[str, Dataset], val_share: float = 0.2, seed: int = 0) -> Splits:
+    """Splits from what a data set brings: train, perhaps val and test, or (``""``) one undivided set.
+
+    Raises DataError where there is nothing to learn from, or nothing to judge by.
+    """
+    train = parts["train"] if "train" in parts else parts[""]
     _check_classes(train)
-    if "val" in brought:
-        val = reader.open(root, "val")
-        if not len(val):
-            raise DataError(f"{root}: the val split is empty: fill it, or remove it to have one set aside from train")
-    else:
+    val, test = parts.get("val"), parts.get("test")
+    if val is None:
         train, val = divide(train, val_share, seed)
-    test = reader.open(root, "test") if "test" in brought else None
+    elif not len(val):
+        raise DataError(
+            f"{train.root}: the val split is empty: fill it, or remove it to have one set aside from train"
+        )
+    else:
+        _check_objects(val)
     return Splits(train=train, val=_note_shared(val, train), test=None if test is None else _note_shared(test, train))
 
 
 def find_format(root: Path, task: str = "classify", format: str = "") -> Format:
     """The named format, or the one that recognises ``root``. Raises DataError, UnknownName."""
-    specs = [s for s in _formats() if task in s.tasks]
     if format:
-        specs = [s for s in specs if s.name == format]
+        specs = [s for s in _formats() if task in s.tasks and s.name == format]
         if not specs:
             raise UnknownName("dataset format", format, (s.name for s in _formats() if task in s.tasks))
+        _check_root(root)
+        return _reader(specs[0])
     _check_root(root)
-    # a tree of folders is what everything looks like, so it is asked last
-    for spec in sorted(specs, key=lambda s: s.name == "folders"):
-        reader: Format = spec.resolve()()
-        if format or reader.sniff(root):
-            return reader
-    raise DataError(
-        f"{root} {_what_is(root)}: give a folder with one folder a class, a CSV of path,label, or idx files"
-    )
+    mine = (s for s in _formats() if task in s.tasks and s.name != "folders")
+    spec = next((s for s in mine if _reader(s).sniff(root)), None)
+    if spec is None:
+        # a tree of folders is what everything looks like, so it counts only where nothing else is recognised
+        found = recognise(root)
+        if not found or task not in found[0].tasks:
+            raise DataError(f"{root} {_what_is(root, found, task)}")
+        spec = found[0]
+    return _reader(spec)
+
+
+def recognise(root: Path) -> list[DatasetFormat]:
+    """The formats that ``root`` looks like, whatever their task; the first is the likeliest. Raises DataError."""
+    _check_root(root)
+    # the sort is stable: the order of registration holds for all but folders
+    return [spec for spec in sorted(_formats(), key=lambda s: s.name == "folders") if _reader(spec).sniff(root)]
+
+
+def _reader(spec: DatasetFormat) -> Format:
+    reader: Format = spec.resolve()()
+    return reader
 
 
 def _formats() -> Iterable[DatasetFormat]:
@@ -83,45 +111,85 @@ def _check_root(root: Path) -> None:
         raise DataError(f"{root}: no permission to read it: change its owner or mode")
 
 
-def _what_is(root: Path) -> str:
+def _what_is(root: Path, found: list[DatasetFormat], task: str) -> str:
+    """What ``root`` is instead of data for ``task``, and the cure."""
+    others = [spec for spec in found if task not in spec.tasks]
+    if others:
+        one = others[0]
+        tasks = " or ".join(sorted({t for spec in others for t in spec.tasks}))
+        return f"looks like {one.name} ({one.summary[0].lower() + one.summary[1:]}), which is data for {tasks}, not for {task}"
+    cure = "give " + ", ".join(f"{s.name} ({s.summary})" for s in _formats() if task in s.tasks)
+    if task == "classify":
+        cure = "give a folder with one folder a class, a CSV of path,label, or idx files"
     if root.is_file():
         packed = root.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-        return "is a packed file, unpack it first" if packed else "is a file of no known kind"
-    if not any(root.iterdir()):
-        return "is empty"
-    images, _ = images_in(root)
-    return f"holds {len(images)} images but no class folders" if images else "holds no images"
+        what = "is a packed file, unpack it first" if packed else "is a file of no known kind"
+    elif not any(root.iterdir()):
+        what = "is empty"
+    else:
+        images, _ = images_in(root)
+        missing = "class folders" if task == "classify" else f"annotations for {task} that are known"
+        what = f"holds {len(images)} images but no {missing}" if images else "holds no images"
+    return f"{what}: {cure}"
 
 
 def _check_classes(data: Dataset) -> None:
+    """Raises DataError where there is nothing to learn from."""
     if not len(data):
         raise DataError(f"{data.root} holds no images")
+    if isinstance(data[0].target, Boxes):
+        _check_objects(data)
+        return
     if len(data.labels) < 2:
-        raise DataError(f"{data.root} has one class ({data.labels[0]}): a classifier needs at least two")
-    counts = Counter(data.targets)
+        what = "a mask" if isinstance(data[0].target, Mask) else "a classifier"
+        raise DataError(f"{data.root} has one class ({data.labels[0]}): {what} needs at least two")
+    if isinstance(data[0].target, Mask):
+        return  # whether there is more than background, the audit sees
+    counts = np.bincount(data.targets, minlength=len(data.labels))
     for index, label in enumerate(data.labels):
         if not counts[index]:
             raise DataError(f"{data.root}: class '{label}' has no image to learn from: add some, or remove the class")
 
 
-def divide(data: Dataset, val_share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Set aside ``val_share`` of each class, at least one image; by ids and ``seed`` alone, whatever the order.
+def _check_objects(data: Dataset) -> None:
+    if isinstance(data[0].target, Boxes) and not any((~sample.target.ignore).any() for sample in data):
+        raise DataError(
+            f"{data.root}: no image of the {data.split} split has an object: add some, or check that labels and images match"
+        )
 
-    Raises DataError where a class has fewer than two images.
+
+def divide(data: Dataset, val_share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Set aside ``val_share`` of the images, at least one; by ids and ``seed`` alone, whatever the order.
+
+    Each class gives its share; with boxes, so do the images with and those without objects; maps are not looked into.
+    Raises DataError where a class, or all there is, has fewer than two images.
     """
-    by_class: dict[int, list[int]] = defaultdict(list)
+    strata: dict[int, list[int]] = defaultdict(list)
     for index, sample in enumerate(data.samples):
-        by_class[sample.target].append(index)
+        strata[_stratum(sample)].append(index)
     chosen: set[int] = set()
-    for target, members in by_class.items():
+    for stratum, members in strata.items():
         if len(members) < 2:
-            raise DataError(
-                f"{data.root}: class '{data.labels[target]}' has one image: two are needed, one to learn from and one to judge by"
-            )
+            if isinstance(data[0].target, Boxes) and not stratum:
+                continue  # one image of the background stays in train
+            raise DataError(f"{_one_image(data, stratum)}: two are needed, one to learn from and one to judge by")
         ranked = sorted(members, key=lambda i: hashlib.sha256(f"{seed}\0{data.samples[i].id}".encode()).digest())
         chosen.update(ranked[: min(len(members) - 1, max(1, round(val_share * len(members))))])
     train = data.subset([i for i in range(len(data)) if i not in chosen], "train")
     return train, data.subset(sorted(chosen), "val")
+
+
+def _one_image(data: Dataset, stratum: int) -> str:
+    if isinstance(data[0].target, int):
+        return f"{data.root}: class '{data.labels[stratum]}' has one image"
+    return f"{data.root} has one image" + (" with objects" if isinstance(data[0].target, Boxes) else "")
+
+
+def _stratum(sample: Sample) -> int:
+    target = sample.target
+    if isinstance(target, Boxes):
+        return int((~target.ignore).any())
+    return target if isinstance(target, int) else 0
 
 
 def shared_images(one: Dataset, other: Dataset) -> list[tuple[str, str]]:
@@ -162,55 +230,3 @@ def _note_shared(data: Dataset, train: Dataset) -> Dataset:
         "its figures flatter"
     )
     return replace(data, notes=(*data.notes, note))
-
-
-def audit_images(
-    data: Dataset,
-    *,
-    max_bad_share: float,
-    progress: Callable[[int, int], None] | None,
-) -> Dataset:
-    """See :func:`zoo.data.audit`."""
-    total = len(data)
-    if not any(isinstance(sample.image, Path) for sample in data):
-        return data  # arrays were checked when the data set was opened
-    reasons: list[str] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, reason in enumerate(pool.map(_fault, data.samples), start=1):
-            reasons.append(reason)
-            if progress is not None:
-                progress(done, total)
-    bad = [i for i, reason in enumerate(reasons) if reason]
-    if not bad:
-        return data
-    faults = tuple(Fault(id=data[i].id, reason=reasons[i]) for i in bad)
-    if len(bad) > max_bad_share * total:
-        raise DataError(
-            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be read, more than "
-            f"{100 * max_bad_share:g} % (first: {faults[0].reason}): mend or remove them"
-        )
-    kept = data.subset([i for i, reason in enumerate(reasons) if not reason])
-    lost = set(data.targets) - set(kept.targets)
-    if lost:
-        raise DataError(
-            f"{data.root}: no image of class '{data.labels[min(lost)]}' can be read (first: {faults[0].reason})"
-        )
-    return replace(kept, faults=(*data.faults, *faults))
-
-
-def _fault(sample: Sample) -> str:
-    """Why an image cannot be used; empty where it can. Arrays were checked when the data set was opened."""
-    if not isinstance(sample.image, Path):
-        return ""
-    try:
-        if sample.image.suffix.lower() == ".npy":
-            array = np.load(sample.image, allow_pickle=False)
-            if array.ndim not in (2, 3) or array.dtype not in (np.uint8, np.uint16):
-                return f"{sample.id}: array of {array.dtype} {array.shape}; an image is (H, W[, C]) uint8 or uint16"
-        else:
-            read_image(sample.image, _ANY, sample.id)
-    except ImageError as error:
-        return str(error)
-    except (OSError, ValueError, EOFError) as error:
-        return f"{sample.id}: not a readable .npy array: {error}"
-    return ""

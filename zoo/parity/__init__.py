@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..specs import Task
+    from ..tasks import TaskHalf
 
 __all__ = ["Candidate", "Finding", "Reference", "Samples"]
 
@@ -24,6 +25,8 @@ class Samples:
     """What candidate and reference were both run on."""
 
     task: Task
+    half: TaskHalf
+    """The task's numpy half, with the decode settings in force."""
     labels: tuple[str, ...]
     ids: tuple[str, ...]
     """N names, in the order of the outputs' first axis."""
@@ -42,7 +45,9 @@ class Candidate:
     name: str
     precision: str
     outputs: Mapping[str, np.ndarray]
-    """By output name, (N, …) float32."""
+    """By output name, (K, …), K <= N: raw outputs of the first samples, as many as memory allows."""
+    results: Sequence[Any] = ()
+    """N result records, decoded for judging; empty where only the raw outputs are at hand."""
     call: Callable[[np.ndarray], Any] | None = None
     """Runs a (1, C, H, W) tensor; None where latency is not to be measured."""
     device: str = ""
@@ -57,9 +62,11 @@ class Reference:
     name: str
     """``PyTorch 2.15.0 (eager, float32)``, or the artefact that stands in for it on a device."""
     outputs: Mapping[str, np.ndarray]
-    """By output name, (N, …) float32."""
+    """By output name, (K, …), K <= N, as the candidate's."""
     exact: Mapping[str, np.ndarray] | None = None
-    """The same in float64 arithmetic: the truth against which both are measured."""
+    """The first of them in float64 arithmetic: the truth against which both are measured."""
+    results: Sequence[Any] = ()
+    """N result records, as the candidate's."""
     call: Callable[[np.ndarray], Any] | None = None
     device: str = ""
 

@@ -2,22 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["collect", "natural_images"]
+from ..inputs import Frame, Source, prepare_batch
+from ..specs import ImageInput
+from ..tasks import TaskHalf
+
+__all__ = ["Batch", "Kept", "Observed", "batch_size", "natural_images", "observe", "prepared_batches"]
+
+Batch = tuple[np.ndarray, Sequence[Frame]]
+"""(n, C, H, W) float32, and where each image lies in its tensor."""
+
+OUTPUT_BYTES = 128 << 20
+"""Raw outputs of the first samples are kept for the numeric gate up to this size, and never fewer than one batch."""
+PACKED_BYTES = 32 << 10
+"""Results larger than this (class maps) are kept deflated until somebody looks at them."""
 
 
-def collect(
-    run: Callable[[np.ndarray], Mapping[str, np.ndarray]], batches: Iterable[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Run every (n, C, H, W) batch and join the outputs: by name, (N, …)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observed:
+    """What one network said of many images."""
+
+    outputs: Mapping[str, np.ndarray]
+    """By output name, (K, …): raw outputs of the first K images."""
+    results: Sequence[Any]
+    """N result records, decoded for judging."""
+
+
+class Kept(Sequence[Any]):
+    """Result records, deflated where they are large: a thousand class maps stay in memory, their pixels do not."""
+
+    def __init__(self, half: TaskHalf, labels: Sequence[str]) -> None:
+        self._half, self._labels = half, tuple(labels)
+        self._items: list[Any] = []
+
+    def extend(self, results: Sequence[Any]) -> None:
+        for result in results:
+            arrays = self._half.pack([result])
+            if sum(a.nbytes for a in arrays.values()) > PACKED_BYTES:
+                result = {
+                    k: (zlib.compress(np.ascontiguousarray(a).tobytes(), 1), a.dtype, a.shape)
+                    for k, a in arrays.items()
+                }
+            self._items.append(result)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            part = Kept(self._half, self._labels)
+            part._items = self._items[index]
+            return part
+        item = self._items[index]
+        if not isinstance(item, dict):
+            return item
+        arrays = {k: np.frombuffer(zlib.decompress(data), dtype).reshape(shape) for k, (data, dtype, shape) in item.items()}
+        return self._half.unpack(arrays, self._labels)[0]
+
+
+def batch_size(spec: ImageInput) -> int:
+    """Images that are run at once: 16 of 224 pixels, fewer of larger ones."""
+    return max(1, min(16, 4_000_000 // int(np.prod(spec.shape))))
+
+
+def prepared_batches(
+    images: Sequence[Source], spec: ImageInput, size: int = 0, progress: Callable[[int], None] | None = None
+) -> Iterator[Batch]:
+    """Images to batches of ``size`` (0: as :func:`batch_size` says), through the one preprocessing. Raises ImageError."""
+    size = size or batch_size(spec)
+    for start in range(0, len(images), size):
+        yield prepare_batch(images[start : start + size], spec)
+        if progress:
+            progress(min(start + size, len(images)))
+
+
+def observe(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    batches: Iterable[Batch],
+    half: TaskHalf,
+    labels: Sequence[str],
+) -> Observed:
+    """Run every batch: raw outputs of the first images, results of all."""
     parts: dict[str, list[np.ndarray]] = {}
-    for batch in batches:
-        for name, value in run(batch).items():
-            parts.setdefault(name, []).append(np.asarray(value))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    results = Kept(half, labels)
+    held = 0
+    for tensor, frames in batches:
+        outputs = {name: np.asarray(value) for name, value in run(tensor).items()}
+        results.extend(half.decode(outputs, labels=labels, frames=frames, judging=True))
+        size = sum(value.nbytes for value in outputs.values())
+        if not parts or held + size <= OUTPUT_BYTES:
+            held += size
+            for name, value in outputs.items():
+                parts.setdefault(name, []).append(value)
+        else:
+            held = OUTPUT_BYTES  # later batches, though smaller, must not follow a gap
+    return Observed(outputs={name: np.concatenate(values) for name, values in parts.items()}, results=results)
 
 
 def natural_images(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> list[np.ndarray]:

@@ -21,18 +21,19 @@ FILE = "reference.npz"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredReference:
-    """Per-sample reference results. ``outputs`` are PyTorch's in float32, ``exact`` in float64."""
+    """What the reference gave. ``outputs`` are PyTorch's in float32, ``exact`` in float64."""
 
     name: str
     """What computed them: ``PyTorch 2.15.0 (eager, float32)``."""
     ids: tuple[str, ...]
     digests: tuple[str, ...]
     """sha256 of each sample's image bytes (:meth:`zoo.data.Sample.digest`)."""
-    targets: np.ndarray | None
-    """(N,) int64 in the order of the bundle's labels; None where the images had no labels."""
+    results: Mapping[str, np.ndarray]
+    """The N samples' results as the task's half packs them."""
     outputs: Mapping[str, np.ndarray]
+    """Of the first K <= N samples."""
     exact: Mapping[str, np.ndarray]
-    """Of the first M <= N samples."""
+    """Of the first M <= K samples."""
     golden_outputs: Mapping[str, np.ndarray]
     """Of the golden tensors."""
     golden_exact: Mapping[str, np.ndarray]
@@ -45,8 +46,6 @@ def save_reference(folder: Path, reference: StoredReference) -> str:
         "ids": np.asarray(reference.ids, dtype=np.str_),
         "digests": np.asarray(reference.digests, dtype=np.str_),
     }
-    if reference.targets is not None:
-        arrays["targets"] = np.asarray(reference.targets, dtype=np.int64)
     for prefix, group in _groups(reference).items():
         for name, value in group.items():
             arrays[f"{prefix}/{name}"] = value
@@ -67,7 +66,7 @@ def load_reference(bundle: Bundle) -> StoredReference | None:
             name=str(arrays["name"]),
             ids=tuple(arrays["ids"].tolist()),
             digests=tuple(arrays["digests"].tolist()),
-            targets=arrays.get("targets"),
+            results=_part(arrays, "result"),
             outputs=_part(arrays, "out"),
             exact=_part(arrays, "exact"),
             golden_outputs=_part(arrays, "golden_out"),
@@ -79,6 +78,7 @@ def load_reference(bundle: Bundle) -> StoredReference | None:
 
 def _groups(reference: StoredReference) -> dict[str, Mapping[str, np.ndarray]]:
     return {
+        "result": reference.results,
         "out": reference.outputs,
         "exact": reference.exact,
         "golden_out": reference.golden_outputs,

@@ -38,8 +38,11 @@ class Flip:
     reference: Mapping[str, Any]
     """``to_dict()`` of the reference's result."""
     candidate: Mapping[str, Any]
-    thumbnail: str = ""
-    """data: URI, or empty where the picture is not at hand."""
+    reference_said: str
+    candidate_said: str
+    """The same in a few words."""
+    pictures: tuple[str, ...] = ()
+    """data: URIs: the image; or the reference's and the candidate's drawing of it. Empty where it is not at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,41 +147,55 @@ def find_flips(
     candidate: Candidate,
     reference: Reference,
     samples: Samples,
-    half: TaskHalf,
     image_of: Callable[[int], Source] | None,
     limit: int = MAX_FLIPS,
 ) -> list[Flip]:
-    """The samples that the two would answer differently, with thumbnails where ``image_of(index)`` gives a picture."""
-    try:
-        changed = np.flatnonzero(~half.same_answer(candidate.outputs, reference.outputs))[:limit]
-    except (ValueError, KeyError):
+    """The samples that the two would answer differently, those first whose score differs most; with pictures where
+    ``image_of(index)`` gives the image."""
+    half = samples.half
+    if not len(candidate.results) or len(candidate.results) != len(reference.results):
         return []
+    changed = np.flatnonzero(~half.same_answer(candidate.results, reference.results))
+    if samples.targets is not None and len(changed):
+        targets = [samples.targets[i] for i in changed]
+        ours = half.sample_scores([candidate.results[i] for i in changed], targets)
+        theirs = half.sample_scores([reference.results[i] for i in changed], targets)
+        changed = changed[np.argsort(-np.abs(ours - theirs), kind="stable")]
     flips = []
-    for index in changed.tolist():
-        pick = slice(index, index + 1)
-        ours = half.decode({k: v[pick] for k, v in candidate.outputs.items()}, labels=samples.labels, frames=())
-        theirs = half.decode({k: v[pick] for k, v in reference.outputs.items()}, labels=samples.labels, frames=())
+    for index in changed[:limit].tolist():
+        told, expected = half.shown(candidate.results[index]), half.shown(reference.results[index])
         target = samples.targets[index] if samples.targets is not None else None
         flips.append(
             Flip(
                 artifact=candidate.name,
                 id=samples.ids[index],
                 expected=samples.labels[target] if isinstance(target, (int, np.integer)) else "",
-                reference=theirs[0].to_dict(),
-                candidate=ours[0].to_dict(),
-                thumbnail=_thumbnail(image_of(index)) if image_of else "",
+                reference=expected.to_dict(),
+                candidate=told.to_dict(),
+                reference_said=half.describe(expected),
+                candidate_said=half.describe(told),
+                pictures=_pictures(image_of(index), half, expected, told) if image_of else (),
             )
         )
     return flips
 
 
-def _thumbnail(source: Source, side: int = 112) -> str:
+def _pictures(source: Source, half: TaskHalf, reference: Any, candidate: Any) -> tuple[str, ...]:
+    """The image alone for a task of labels; else what the reference and the candidate draw on it."""
     try:
-        image = read_image(source, ImageInput(height=side, width=side, mean=(0,) * 3, std=(1,) * 3))
+        image = read_image(source, ImageInput(height=1, width=1))
     except ImageError:
-        return ""
+        return ()
     if not isinstance(image, Image.Image):
-        return ""
+        return ()
+    if half.draws_on_image:
+        return (_thumbnail(half.draw(image, reference), 224), _thumbnail(half.draw(image, candidate), 224))
+    return (_thumbnail(image, 112),)
+
+
+def _thumbnail(image: Image.Image, side: int) -> str:
+    """A data: URI of about ``side`` pixels."""
+    image = image.convert("RGB")
     if min(image.size) < side:
         image = image.resize((side, side * image.height // image.width or 1), Image.Resampling.NEAREST)
     image.thumbnail((side, side))
@@ -198,7 +215,8 @@ text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numer
 .v{font-weight:600;white-space:nowrap}.pass{color:var(--ok)}.fail{color:var(--bad)}
 .inconclusive,.not-judged{color:var(--mid)}.say{border-left:4px solid var(--mid);padding:.3rem .8rem;margin:.6rem 0}
 .flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem;overflow-wrap:anywhere}
-.flips img{width:112px;image-rendering:auto;display:block}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
+.flips img{width:112px;image-rendering:auto;display:block}.flips .wide{width:31rem}
+.flips .wide img{width:15rem;display:inline-block;margin-right:.5rem}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
 """
 
 
@@ -325,8 +343,19 @@ def _accuracy(figures: Mapping[str, Any]) -> str:
         f"<text x={x(margin):.1f} y=58>{100 * margin:+.1f}</text><text x={x(0):.1f} y=58>0</text></svg>"
         f"<figcaption class=dim>difference in {escape(figures['metric'])}, points, with its interval; "
         f"the dashed line is the largest drop allowed. {figures['worse']} images answered worse, "
-        f"{figures['better']} better.</figcaption></figure>"
+        f"{figures['better']} better.</figcaption></figure>{_whole_set(figures)}"
     )
+
+
+def _whole_set(figures: Mapping[str, Any]) -> str:
+    """The set's own figure of both, and how far their results are apart; nothing where the pairs say it all."""
+    whole = figures.get("whole_set")
+    if not whole:
+        return ""
+    rows = [("reference", whole["reference"]), ("candidate", whole["candidate"])]
+    cells = "".join(f"<tr><th>{escape(whole['metric'])}, {who}<td class=n>{100 * v:.2f} %" for who, v in rows)
+    cells += "".join(f"<tr><th>{escape(k)}<td class=n>{_number(v)}" for k, v in figures["differences"].items())
+    return f"<table>{cells}</table>"
 
 
 def _latency(figures: Mapping[str, Any]) -> str:
@@ -343,14 +372,10 @@ def _latency(figures: Mapping[str, Any]) -> str:
 
 
 def _flip(flip: Flip) -> str:
-    def said(result: Mapping[str, Any]) -> str:
-        if "label" in result:
-            return escape(f"{result['label']} ({100 * result.get('score', 0):.0f} %)")
-        return escape(json.dumps(result, default=str)[:120])
-
-    picture = f"<img src='{flip.thumbnail}' alt=''>" if flip.thumbnail else ""
+    picture = "".join(f"<img src='{uri}' alt=''>" for uri in flip.pictures)
+    wide = " class=wide" if len(flip.pictures) > 1 else ""
     expected = f"<br>right: {escape(flip.expected)}" if flip.expected else ""
     return (
-        f"<figure>{picture}<figcaption><b>{escape(flip.artifact)}</b> {escape(flip.id)}<br>"
-        f"reference: {said(flip.reference)}<br>candidate: {said(flip.candidate)}{expected}</figcaption></figure>"
+        f"<figure{wide}>{picture}<figcaption><b>{escape(flip.artifact)}</b> {escape(flip.id)}<br>"
+        f"reference: {escape(flip.reference_said)}<br>candidate: {escape(flip.candidate_said)}{expected}</figcaption></figure>"
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +10,24 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..data import Dataset
-from ..errors import BundleError, DataError
-from ..inputs import Source, preprocess_batch
+from ..errors import DataError
+from ..inputs import Source, prepare_batch
 from ..lookup import find_task
 from ..machine import machine
-from ..runtime.predictor import Predictor, open_artifact
-from ..specs import ImageInput, Task
+from ..runtime.predictor import Predictor, open_artifact, open_half
+from ..specs import Task
+from ..tasks import TaskHalf
 from . import FAIL, Candidate, Finding, Reference, Samples
-from .evidence import collect
-from .golden import Stage, selftest
+from .evidence import Batch, observe, prepared_batches
+from .golden import Stage, golden_arrays, selftest
 from .reference import StoredReference, load_reference, take
 from .report import ArtifactReport, Flip, Report, find_flips
 
-__all__ = ["bounds", "tensor_batches", "verify_bundle"]
+__all__ = ["bounds", "verify_bundle"]
 
 LATENCY_TENSORS = 8
+EXACT = 16
+"""Images that are run in float64 where PyTorch is at hand: the truth of the numeric gate is slow to compute."""
 
 
 def bounds(task: Task, precision: str, *, max_drop: float | None = None) -> dict[str, float]:
@@ -39,16 +41,6 @@ def bounds(task: Task, precision: str, *, max_drop: float | None = None) -> dict
     return table
 
 
-def tensor_batches(
-    images: Sequence[Source], spec: ImageInput, size: int = 16, progress: Callable[[int], None] | None = None
-) -> Iterator[np.ndarray]:
-    """Images to (n, C, H, W) float32 batches, through the one preprocessing."""
-    for start in range(0, len(images), size):
-        yield preprocess_batch(images[start : start + size], spec)
-        if progress:
-            progress(min(start + size, len(images)))
-
-
 @dataclass(kw_only=True)
 class _Basis:
     """What every artefact of the bundle is judged against."""
@@ -57,7 +49,7 @@ class _Basis:
     """None where the fp32 artefact stands in."""
     samples: Samples
     images: Sequence[Source]
-    """Empty where only the golden tensors are at hand."""
+    batches: Callable[[], Iterable[Batch]]
     statements: list[str]
 
 
@@ -82,14 +74,14 @@ def verify_bundle(
     from ..registry import get_registry  # pluggy: needed to judge, not to import this module
 
     task = find_task(bundle.task)
-    half = task.resolve()()
+    half = open_half(bundle)
     stages = selftest(bundle, artifacts[0] if len(artifacts) == 1 else None, threads=threads)
     names = list(artifacts or bundle.artifacts)
     broken = [s for s in stages if not s and not s.artifact]
     if any(s.stage in ("manifest", "files") for s in broken):
         failed = [_report(bundle, n, [], [s for s in stages if not s]) for n in names]
         return Report(subject=bundle.name, reference="-", samples="-", artifacts=failed, machine=machine())
-    basis = _basis(bundle, task, data, network, exact_network, network_name, progress)
+    basis = _basis(bundle, task, half, data, network, exact_network, network_name, progress)
     stand_in: Reference | None = None
     reports: list[ArtifactReport] = []
     flips: list[Flip] = []
@@ -109,13 +101,16 @@ def verify_bundle(
         reference = basis.reference or stand_in
         if reference is None:
             # without a call: the latency bound is a share of PyTorch's time, and this is not PyTorch
-            stand_in = Reference(name=f"artefact {name}", outputs=candidate.outputs, device=candidate.device)
+            stand_in = Reference(
+                name=f"artefact {name}",
+                outputs=candidate.outputs,
+                results=candidate.results,
+                device=candidate.device,
+            )
             reports.append(_report(bundle, name, [], own, predictor))
             continue
         findings = get_registry().verify(candidate, reference, basis.samples)
-        flips += find_flips(
-            candidate, reference, basis.samples, half, (lambda i: basis.images[i]) if basis.images else None
-        )
+        flips += find_flips(candidate, reference, basis.samples, lambda i: basis.images[i])
         reports.append(_report(bundle, name, findings, own, predictor))
     return Report(
         subject=bundle.name,
@@ -146,11 +141,12 @@ def _report(
 
 
 def _candidate(predictor: Predictor, basis: _Basis, task: Task, max_drop: float | None) -> Candidate:
-    batches = tensor_batches(basis.images, predictor.input) if basis.images else iter([basis.samples.tensors])
+    seen = observe(predictor.session.run, basis.batches(), basis.samples.half, basis.samples.labels)
     return Candidate(
         name=predictor.artifact.name,
         precision=predictor.artifact.precision,
-        outputs=collect(predictor.session.run, batches),
+        outputs=seen.outputs,
+        results=seen.results,
         call=predictor.session.run,
         device=predictor.session.device,
         tolerances=bounds(task, predictor.artifact.precision, max_drop=max_drop),
@@ -160,6 +156,7 @@ def _candidate(predictor: Predictor, basis: _Basis, task: Task, max_drop: float 
 def _basis(
     bundle: Bundle,
     task: Task,
+    half: TaskHalf,
     data: Dataset | None,
     network: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None,
     exact_network: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None,
@@ -168,7 +165,7 @@ def _basis(
 ) -> _Basis:
     stored = load_reference(bundle)
     if data is None:
-        return _golden_basis(bundle, task, stored, network, exact_network, network_name)
+        return _golden_basis(bundle, task, half, stored, network, exact_network, network_name)
     data = data.relabelled(bundle.labels)
     images: list[Source] = [s.image for s in data]
     targets: list[Any] = data.targets
@@ -176,13 +173,20 @@ def _basis(
     statements: list[str] = []
     reference: Reference | None = None
     if network is not None:
-        outputs = collect(network, tensor_batches(images, bundle.input, progress=progress))
-        exact = collect(exact_network, tensor_batches(images, bundle.input)) if exact_network else None
-        reference = Reference(name=network_name, outputs=outputs, exact=exact, call=network, device="CPU (PyTorch)")
+        seen = observe(network, prepared_batches(images, bundle.input, progress=progress), half, bundle.labels)
+        exact = dict(exact_network(prepare_batch(images[:EXACT], bundle.input)[0])) if exact_network else None
+        reference = Reference(
+            name=network_name,
+            outputs=seen.outputs,
+            exact=exact,
+            results=seen.results,
+            call=network,
+            device="CPU (PyTorch)",
+        )
     elif stored is not None:
         known = {digest: index for index, digest in enumerate(stored.digests)}
         pairs = [(here, known[d]) for here, d in enumerate(s.digest() for s in data) if d in known]
-        # exact results cover the first samples of the stored set: keep that order
+        # raw and exact outputs cover the first samples of the stored set: keep that order
         pairs.sort(key=lambda pair: pair[1])
         if pairs:
             if len(pairs) < len(images):
@@ -191,11 +195,13 @@ def _basis(
                 )
             here, there = [p[0] for p in pairs], [p[1] for p in pairs]
             images, ids, targets = [images[i] for i in here], [ids[i] for i in here], [targets[i] for i in here]
-            covered = sum(1 for t in there if t < _length(stored.exact))
+            raw, exactly = (sum(1 for t in there if t < _length(o)) for o in (stored.outputs, stored.exact))
+            results = half.unpack(stored.results, bundle.labels)
             reference = Reference(
                 name=f"{stored.name}, as stored in the bundle",
-                outputs=take(stored.outputs, there),
-                exact=take(stored.exact, there[:covered]) if covered else None,
+                outputs=take(stored.outputs, there[:raw]),
+                exact=take(stored.exact, there[:exactly]) if exactly else None,
+                results=[results[t] for t in there],
             )
     if reference is None:
         if len(bundle.artifacts) < 2:
@@ -206,18 +212,19 @@ def _basis(
         statements.append(
             "None of these images was judged at export: the fp32 artefact stands in for PyTorch as the reference."
         )
-    tensors = preprocess_batch(images[:LATENCY_TENSORS], bundle.input)
     return _Basis(
         reference=reference,
         samples=Samples(
             task=task,
+            half=half,
             labels=bundle.labels,
             ids=tuple(ids),
             targets=targets,
             source=data.source if len(ids) == len(data) else f"{len(ids)} images of the {data.source}",
-            tensors=tensors,
+            tensors=prepare_batch(images[:LATENCY_TENSORS], bundle.input)[0],
         ),
         images=images,
+        batches=lambda: prepared_batches(images, bundle.input),
         statements=statements,
     )
 
@@ -225,39 +232,49 @@ def _basis(
 def _golden_basis(
     bundle: Bundle,
     task: Task,
+    half: TaskHalf,
     stored: StoredReference | None,
     network: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None,
     exact_network: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None,
     network_name: str,
 ) -> _Basis:
-    golden = bundle.manifest.get("golden") or {}
-    if not golden.get("samples"):
-        raise BundleError(f"{bundle.path} carries no golden vectors: give --data DIR, or export it again")
-    with np.load(io.BytesIO(bundle.read(golden["file"])), allow_pickle=False) as archive:
-        tensors = archive["tensors"]
+    arrays, images = golden_arrays(bundle)
+    # the tensors as they were at export: here the network is judged, and the self-test judges the preprocessing
+    tensors, frames = arrays["tensors"], prepare_batch(images, bundle.input)[1]
     reference: Reference | None = None
     if network is not None:
+        seen = observe(network, [(tensors, frames)], half, bundle.labels)
         exact = dict(exact_network(tensors)) if exact_network else None
         reference = Reference(
-            name=network_name, outputs=dict(network(tensors)), exact=exact, call=network, device="CPU (PyTorch)"
+            name=network_name,
+            outputs=seen.outputs,
+            exact=exact,
+            results=seen.results,
+            call=network,
+            device="CPU (PyTorch)",
         )
     elif stored is not None and stored.golden_outputs:
+        count = _length(stored.golden_outputs)
         reference = Reference(
             name=f"{stored.name}, as stored in the bundle",
             outputs=stored.golden_outputs,
             exact=stored.golden_exact or None,
+            results=half.decode(stored.golden_outputs, labels=bundle.labels, frames=frames[:count], judging=True),
         )
+        tensors, frames, images = tensors[:count], frames[:count], images[:count]
     return _Basis(
         reference=reference,
         samples=Samples(
             task=task,
+            half=half,
             labels=bundle.labels,
-            ids=tuple(s["id"] for s in golden["samples"]),
+            ids=tuple(s["id"] for s in bundle.manifest["golden"]["samples"][: len(tensors)]),
             targets=None,
             source=f"the {len(tensors)} golden vectors of the bundle",
             tensors=tensors,
         ),
-        images=(),
+        images=images,
+        batches=lambda: [(tensors, frames)],
         statements=["Accuracy was not judged: no labelled data was given (--data DIR)."],
     )
 

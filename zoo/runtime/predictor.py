@@ -10,13 +10,13 @@ import numpy as np
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
 from ..errors import BundleError
-from ..inputs import Frame, ImageInput, Source, prepare
+from ..inputs import Frame, ImageInput, Source, prepare_batch
 from ..lookup import find, find_task, runtimes_for
 from ..specs import Runtime, first_installed
 from ..tasks import TaskHalf
 from .session import Session
 
-__all__ = ["Predictor", "open_artifact", "open_predictor"]
+__all__ = ["Predictor", "open_artifact", "open_half", "open_predictor"]
 
 
 class Predictor:
@@ -42,7 +42,7 @@ class Predictor:
             raise BundleError(
                 f"{bundle.path}: artefact {artifact.name} has no output '{missing[0]}' (it has {', '.join(session.output_names)}): export it again"
             )
-        self._decoded = list(task.decodes)
+        self._decoded = task.decodes(session.output_names)
 
     def __call__(self, images: Source | Sequence[Source], *, batch: int = 16) -> Any:
         """One result for one image; for a list, a list of results in its order, run in batches of ``batch``.
@@ -62,11 +62,7 @@ class Predictor:
 
     def prepare(self, images: Sequence[Source]) -> tuple[np.ndarray, list[Frame]]:
         """N images to their (N, C, H, W) float32 tensor and where each lies in it. Raises ImageError."""
-        tensor = np.empty((len(images), *self.input.shape), np.float32)
-        frames = []
-        for index, source in enumerate(images):
-            frames.append(prepare(source, self.input, out=tensor[index])[1])
-        return tensor, frames
+        return prepare_batch(images, self.input)
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """An already preprocessed (N, C, H, W) float32 tensor to the raw outputs. Raises ValueError on another shape."""
@@ -106,8 +102,17 @@ def open_artifact(
     entry = bundle.artifact(artifact)
     chosen = _choose(entry, runtime)
     session = chosen.resolve()(bundle.open_file(entry.file), threads=threads, **options)
-    task = find_task(bundle.task).resolve()()
+    task = open_half(bundle)
     return Predictor(bundle=bundle, artifact=entry, session=session, task=task)
+
+
+def open_half(bundle: Bundle) -> TaskHalf:
+    """The numpy half of the bundle's task, with the bundle's decode settings. Raises BundleError, UnknownName."""
+    try:
+        half: TaskHalf = find_task(bundle.task).resolve()(**bundle.manifest.get("decode", {}))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.path}: manifest: decode: {error}") from None
+    return half
 
 
 def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:

@@ -76,11 +76,30 @@ class ArchitectureTests:
     @pytest.mark.parametrize(("classes", "channels"), [(2, 3), (7, 1), (5, 4)])
     def test_builds_for_any_classes_and_channels(self, record: Architecture, classes: int, channels: int) -> None:
         network = self.build(record, classes, channels)
+        images = self.images(record, 2, channels)
         with torch.inference_mode():
-            logits = network(self.images(record, 2, channels))
-        assert tuple(logits.shape) == (2, classes), f"gives {tuple(logits.shape)} for 2 images and {classes} classes"
-        assert logits.dtype == torch.float32
-        assert bool(torch.isfinite(logits).all())
+            answers = self.answers(record, network, images)
+        shapes = {name: tuple(value.shape) for name, value in answers.items()}
+        if record.task == "classify":
+            assert shapes == {"logits": (2, classes)}
+        elif record.task == "segment":
+            assert shapes == {"logits": (2, classes, *images.shape[2:])}, "logits are of the input's own size"
+        elif record.task == "detect":
+            assert shapes["boxes"] == (2, shapes["boxes"][1], 4)
+            assert shapes["scores"] == (2, shapes["boxes"][1], classes)
+            assert bool(((answers["scores"] >= 0) & (answers["scores"] <= 1)).all())
+            assert bool((answers["boxes"][..., 2:] >= answers["boxes"][..., :2]).all()), "boxes are x1, y1, x2, y2"
+        for name, value in answers.items():
+            assert value.dtype == torch.float32, name
+            assert bool(torch.isfinite(value).all()), name
+
+    def answers(self, record: Architecture, network: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the network says of (N, C, H, W) images, before anything that only a deployed graph does."""
+        raw = network(images)
+        if record.task == "detect":
+            boxes, scores = network.decode(raw)
+            return {"boxes": boxes, "scores": scores}
+        return {"logits": raw}
 
     def test_only_the_head_depends_on_the_classes(self, record: Architecture) -> None:
         """Transfer learning keeps everything but the head: so everything else must keep its name and its shape."""
@@ -98,7 +117,19 @@ class ArchitectureTests:
 
     def test_gradients_reach_every_parameter(self, record: Architecture) -> None:
         network = self.build(record, 3, record.input.channels)
-        network(self.images(record, 2)).square().sum().backward()
+        images = self.images(record, 2)
+        if record.task == "detect":
+            side = float(images.shape[-1])
+            target = {
+                "boxes": torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.4, 0.3, 0.95, 0.9]]) * side,
+                "classes": torch.tensor([0, 2]),
+            }
+            parts = network.train().loss(network(images), [target, {k: v[:0] for k, v in target.items()}])  # type: ignore[operator]
+            total = torch.stack(list(parts.values())).sum()
+            assert bool(torch.isfinite(total)), f"the loss is not finite: {parts}"
+            total.backward()
+        else:
+            network(images).square().sum().backward()
         without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, f"no gradient reaches {', '.join(without[:3])}"
 
@@ -106,23 +137,25 @@ class ArchitectureTests:
         one, two = (self.build(record, 3, record.input.channels) for _ in range(2))
         images = self.images(record, 3)
         with torch.inference_mode():
-            first, second, again = one(images), two(images), one(images)
-        assert torch.equal(first, again), "two evaluations of one network differ: is something random in eval mode?"
-        assert torch.equal(first, second), "the same seed builds different networks: draw from torch's own generator"
+            first, second, again = (self.answers(record, n, images) for n in (one, two, one))
+        for name in first:
+            assert torch.equal(first[name], again[name]), "two evaluations of one network differ: is something random in eval mode?"
+            assert torch.equal(first[name], second[name]), "the same seed builds different networks: draw from torch's own generator"
 
     def test_images_of_a_batch_do_not_meet(self, record: Architecture) -> None:
         network = give_signal(self.build(record, 3, record.input.channels), self._spec(record))
         images = self.images(record, 3)
         with torch.inference_mode():
-            together, alone = network(images), network(images[:1])
-        spread = float(together.std()) + 1e-12
-        difference = float((together[:1] - alone).abs().max()) / spread
-        assert difference < 1e-3, f"an image's answer changes by {difference:.2g} of the spread with its neighbours"
+            together, alone = self.answers(record, network, images), self.answers(record, network, images[:1])
+        for name in together:
+            spread = float(together[name].std()) + 1e-12
+            difference = float((together[name][:1] - alone[name]).abs().max()) / spread
+            assert difference < 1e-3, f"an image's answer changes by {difference:.2g} of the spread with its neighbours"
 
     def test_the_published_size_is_right(self, record: Architecture) -> None:
         if not record.parameters:
             pytest.skip("the record does not state its parameters")
-        classes = record.weights[0].num_classes if record.weights else 10
+        classes = (record.weights[0].num_classes if record.weights else 0) or 10
         network = record.resolve()(num_classes=classes, in_channels=record.input.channels, **record.options)
         assert sum(p.numel() for p in network.parameters()) == record.parameters
 
@@ -141,11 +174,13 @@ class ArchitectureTests:
         session = _runtime(runtimes[0])(made.path, threads=1)
         tensors = self.images(record, 6)
         expected = _run(deployable, tensors, task)
-        assert carries_signal(expected[_deciding(task)]) > 0.05, (
+        half = task.resolve()()
+        assert carries_signal(expected[half.deciding].reshape(len(tensors), -1)) > 0.05, (
             "the answers hardly depend on the image: parity would be blind"
         )
         samples = Samples(
             task=task,
+            half=half,
             labels=tuple("0123456789"),
             ids=tuple("012345"),
             targets=None,
@@ -174,10 +209,6 @@ class ArchitectureTests:
 
 def _runtime(spec: Runtime) -> Any:
     return spec.resolve()
-
-
-def _deciding(task: Task) -> str:
-    return str(task.resolve()().deciding)
 
 
 def _run(module: nn.Module, tensors: torch.Tensor, task: Task) -> dict[str, np.ndarray]:

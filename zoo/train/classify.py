@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data import Dataset
+from .half import Defaults
+
 __all__ = ["ClassifyTrainer", "Deployable"]
 
 
@@ -27,14 +30,26 @@ class Deployable(nn.Module):
 class ClassifyTrainer:
     """The torch half of the task: a class without state, built with no arguments."""
 
+    defaults = Defaults(epochs=(5, 10), lr=(1e-4, 2e-3))
+    losses: tuple[str, ...] = ()
+
     def deployable(self, network: nn.Module) -> nn.Module:
         return Deployable(network)
 
-    def loss(self, raw: Tensor, target: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        network: nn.Module,
+        raw: Tensor,
+        target: Tensor,
+        *,
+        name: str = "",
+        weight: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:
         """Mean cross-entropy. raw: (N, K) logits; target: (N,) class indices or (N, K) shares; weight: (K,)."""
         return F.cross_entropy(raw.float(), target, weight=weight, label_smoothing=smoothing)
 
-    def outputs(self, raw: Tensor) -> dict[str, Tensor]:
+    def outputs(self, network: nn.Module, raw: Tensor) -> dict[str, Tensor]:
         """Logits (N, K) to the task's outputs by name, float32: what :class:`Deployable` gives."""
         logits = raw.float()
         return {"logits": logits, "scores": logits.softmax(dim=1)}
@@ -43,9 +58,10 @@ class ClassifyTrainer:
         """A batch's targets as (N,) int64 class indices."""
         return torch.tensor(targets, dtype=torch.int64)
 
-    def balance(self, targets: Sequence[Any], classes: int) -> Tensor:
+    def balance(self, data: Dataset) -> Tensor:
         """(K,) loss weights n / (K * n_class): a class with half the images counts double (scikit-learn's "balanced")."""
-        counts = torch.bincount(self.target(targets), minlength=classes).float()
+        classes = len(data.labels)
+        counts = torch.bincount(self.target(data.targets), minlength=classes).float()
         return counts.sum() / (classes * counts.clamp(min=1.0))
 
     def mixer(self, classes: int, *, mixup: float, cutmix: float) -> nn.Module | None:

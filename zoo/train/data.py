@@ -11,16 +11,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
-
 from ..data import Dataset
+from ..data.targets import VOID, Boxes, Mask
 from ..errors import DataError
-from ..inputs import ImageInput, normalise, read_image, resize
+from ..geometry import boxes_to_input, map_to_input
+from ..inputs import Frame, ImageInput, frame, normalise, read_image, resize
+from .augment import JointAugment
 
 __all__ = ["Augment", "Images", "Loader", "batches", "default_augment", "shuffled"]
 
@@ -109,68 +110,112 @@ def _resize_box(
 class Images:
     """The images of a data set for one network input, kept in memory while they fit in ``budget_bytes``.
 
-    Without augmentation the resized 8-bit pixels are kept, else the decoded ones: a photo is decoded once a run.
+    Without augmentation the resized pixels are kept, else the decoded ones: a photo is decoded once a run.
     Safe to call from several threads.
     """
 
     def __init__(
-        self, data: Dataset, spec: ImageInput, augment: Augment | None = None, *, budget_bytes: int = 1 << 30
+        self,
+        data: Dataset,
+        spec: ImageInput,
+        augment: Augment | JointAugment | None = None,
+        *,
+        budget_bytes: int = 1 << 30,
     ) -> None:
         self.data, self.spec, self.augment = data, spec, augment or Augment()
         self._budget = budget_bytes
-        self._decoded: dict[int, Image.Image | np.ndarray] = {}
-        size = len(data) * spec.height * spec.width * spec.channels
+        self._decoded: dict[int, tuple[Image.Image | np.ndarray, Any]] = {}
+        self._dtype = np.dtype(spec.pixel)
+        size = len(data) * spec.height * spec.width * spec.channels * self._dtype.itemsize
         self.compact = not self.augment and size <= budget_bytes
         """Whether batches are cut out of one array, which costs so little that no thread has to do it ahead."""
+        self._frames: dict[int, Frame] = {}
+        self._placed: dict[int, Any] = {}
         self._pixels: np.ndarray | None = None
         if self.compact:
-            self._pixels = np.empty((len(data), spec.height, spec.width, spec.channels), np.uint8)
+            self._pixels = np.empty((len(data), spec.height, spec.width, spec.channels), self._dtype)
             self._filled = np.zeros(len(data), bool)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> np.ndarray:
-        """(n, C, H, W) float32 of the images at ``indices``; ``seed`` and ``epoch`` are those of the augmentation.
+    def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, list[Any]]:
+        """(n, C, H, W) float32 of the images at ``indices``, and their targets placed in the input: class indices,
+        (H, W) uint8 class maps, or boxes in input pixels. ``seed`` and ``epoch`` are those of the augmentation.
 
         Raises ImageError naming the image that cannot be read.
         """
         at = np.asarray(indices)
         if self._pixels is not None:
-            for i in at[~self._filled[at]]:
-                self._pixels[i] = _hwc(resize(self._read(int(i)), self.spec))
+            for i in at[~self._filled[at]].tolist():
+                self._pixels[i] = _hwc(self._plain(i)[0])
                 self._filled[i] = True
-            pixels = self._pixels[at]
-        else:
-            pixels = np.empty((len(at), self.spec.height, self.spec.width, self.spec.channels), np.uint8)
-            for row, i in enumerate(at):
-                image = self._decode(int(i))
-                if self.augment:
-                    image = self.augment(image, self.spec, np.random.default_rng((seed, epoch, int(i))))
-                else:
-                    image = resize(image, self.spec)
-                pixels[row] = _hwc(image)
+            return self._tensor(self._pixels[at]), [self._placed[i] for i in at.tolist()]
+        pixels = np.empty((len(at), self.spec.height, self.spec.width, self.spec.channels), self._dtype)
+        targets = []
+        for row, i in enumerate(at.tolist()):
+            image, target = self._varied(i, np.random.default_rng((seed, epoch, i))) if self.augment else self._plain(i)
+            pixels[row] = _hwc(image)
+            targets.append(target)
+        return self._tensor(pixels), targets
+
+    def frames(self, indices: Sequence[int]) -> list[Frame]:
+        """Where each image lies in its input, where it was placed without augmentation."""
+        return [self._frames[i] for i in indices]
+
+    def originals(self, indices: Sequence[int]) -> list[Any]:
+        """The targets in the images' own pixels."""
+        return [self.data[i].target for i in indices]
+
+    def _tensor(self, pixels: np.ndarray) -> np.ndarray:
         # one call for the whole batch: (n, H, W, C) read as one tall image
         n, h, w, c = pixels.shape
         planes = normalise(pixels.reshape(n * h, w, c), self.spec, np.empty((c, n * h, w), np.float32))
         tensor: np.ndarray = planes.reshape(c, n, h, w).transpose(1, 0, 2, 3)
         return tensor
 
-    def targets(self, indices: Sequence[int]) -> list[Any]:
-        return [self.data[i].target for i in indices]
+    def _plain(self, index: int) -> tuple[Image.Image | np.ndarray, Any]:
+        """As a device sees it."""
+        image = self._read(index)
+        if index not in self._frames:
+            width, height = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+            where = frame(width, height, self.spec)
+            self._frames[index] = where
+            self._placed[index] = _place(self.data[index].target, where, self.spec)
+        return resize(image, self.spec), self._placed[index]
+
+    def _varied(self, index: int, rng: np.random.Generator) -> tuple[Image.Image | np.ndarray, Any]:
+        if isinstance(self.augment, Augment):
+            image, target = self._decode(index)
+            return self.augment(image, self.spec, rng), target
+        return self.augment(index, self._decode, self.spec, rng, len(self))
 
     def _read(self, index: int) -> Image.Image | np.ndarray:
         return read_image(self.data[index].image, self.spec, self.data[index].id)
 
-    def _decode(self, index: int) -> Image.Image | np.ndarray:
+    def _decode(self, index: int) -> tuple[Image.Image | np.ndarray, Any]:
         found = self._decoded.get(index)
         if found is None:
-            found = self._read(index)
-            size = found.nbytes if isinstance(found, np.ndarray) else found.width * found.height * len(found.getbands())
+            target = self.data[index].target
+            found = self._read(index), target.read() if isinstance(target, Mask) else target
+            size = sum(
+                part.nbytes if isinstance(part, np.ndarray) else part.width * part.height * len(part.getbands())
+                for part in found
+                if isinstance(part, (np.ndarray, Image.Image))
+            )
             if size <= self._budget:
                 self._budget -= size
                 self._decoded[index] = found
         return found
+
+
+def _place(target: Any, where: Frame, spec: ImageInput) -> Any:
+    """A target in original pixels to the input's."""
+    if isinstance(target, Mask):
+        return map_to_input(target.read(), where, spec.height, spec.width, VOID)
+    if isinstance(target, Boxes):
+        return replace(target, boxes=boxes_to_input(target.boxes, where))
+    return target
 
 
 def _hwc(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -195,7 +240,7 @@ def shuffled(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -
 
 
 class Loader:
-    """Batches (inputs, targets), made ahead by threads: Pillow and numpy let go of the interpreter while they work.
+    """Batches (inputs, targets, …), made ahead by threads: Pillow and numpy let go of the interpreter while they work.
 
     ``plan(epoch)`` gives the batches' indices, ``make(indices, epoch)`` one batch, ``epoch()`` the epoch when the
     iteration starts. Threads rather than processes: the decoded images are shared, and nothing is forked after
@@ -205,7 +250,7 @@ class Loader:
     def __init__(
         self,
         plan: Callable[[int], list[list[int]]],
-        make: Callable[[list[int], int], tuple[Tensor, Tensor]],
+        make: Callable[[list[int], int], Any],
         *,
         epoch: Callable[[], int] = lambda: 0,
         workers: int = 0,
@@ -216,7 +261,7 @@ class Loader:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         epoch = self._epoch()
         plan = self._plan(epoch)
         if not self._workers:
@@ -225,7 +270,7 @@ class Loader:
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zoo-loader")
         try:
-            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            ahead: deque[Future[Any]] = deque()
             for indices in plan:
                 ahead.append(pool.submit(self._make, indices, epoch))
                 if len(ahead) > self._workers + 1:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -25,42 +25,16 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..files import beside, write_text
-from ..tasks import TaskHalf
+from ..inputs import Frame
+from ..tasks import Meter, TaskHalf
+from .half import Half
 from .transfer import Policy, learning_rate_factor, set_trainable
 
-__all__ = ["AtomicIO", "Average", "Fitting", "Half", "Progress", "Recipe", "Record", "fit", "quiet", "write_metrics"]
+__all__ = ["AtomicIO", "Average", "Fitting", "Progress", "Recipe", "Record", "fit", "quiet", "write_metrics"]
 
 
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 """(label, total) to a context that gives a function of how many are done."""
-
-
-class Half(Protocol):
-    """The torch half of a task: what a :attr:`zoo.specs.Task.trainer` path resolves to; built with no arguments."""
-
-    def deployable(self, network: nn.Module) -> nn.Module:
-        """The module that is evaluated and exported: (N, C, H, W) to a tuple in the order of the task's outputs."""
-        ...
-
-    def loss(self, raw: Any, target: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-        """The mean loss of a batch of the network's raw outputs."""
-        ...
-
-    def outputs(self, raw: Any) -> dict[str, Tensor]:
-        """The network's raw outputs as the task's outputs, by name."""
-        ...
-
-    def target(self, targets: Sequence[Any]) -> Tensor:
-        """A batch's targets as one tensor."""
-        ...
-
-    def balance(self, targets: Sequence[Any], classes: int) -> Tensor:
-        """(K,) weights of the classes that even out how often they occur."""
-        ...
-
-    def mixer(self, classes: int, *, mixup: float, cutmix: float) -> nn.Module | None:
-        """What mixes the images of a batch; None where nothing is to be mixed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +48,9 @@ class Recipe:
     smoothing: float = 0.0
     ema: float = 0.0
     """Decay of the averaged weights, 0 for none."""
-    keep_statistics: bool = False
+    loss: str = ""
+    keep_statistics: frozenset[str] = frozenset()
+    """Names of the BatchNorms that keep their statistics: those that came with the weights."""
     channels_last: bool = False
     seed: int = 0
 
@@ -119,19 +95,23 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
         policy: Policy,
         recipe: Recipe,
         steps: int,
+        labels: Sequence[str],
+        originals: Callable[[list[int]], tuple[list[Any], list[Frame]]],
         weight: Tensor | None = None,
         mixer: nn.Module | None = None,
     ) -> None:
+        """``originals``: the targets of validation images in their own pixels, and where each image lies in its input."""
         super().__init__()
         self.network = network
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self._half, self._task, self._groups, self._policy, self.recipe = half, task, groups, policy, recipe
-        self._steps = steps
+        self._steps, self._labels, self._originals = steps, tuple(labels), originals
         self._mixer = mixer
         self.lr = recipe.lr
         self.register_buffer("class_weight", weight, persistent=False)
         self.images = 0
         self._loss_sum: Any = 0.0
+        self._meter: Meter | None = None
         self._val: Any = None
         self.figures: dict[str, float] = {}
         """Of the epoch just ended: ``train_loss``, ``val_loss``, ``val_metric``, ``images_per_s``, ``seconds``."""
@@ -175,13 +155,20 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
         open_groups = self._policy.open_groups(min(self.current_epoch, max(0, self._policy.epochs - 1)))
         set_trainable(self.network, self._groups, open_groups, keep_statistics=self.recipe.keep_statistics)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Any], index: int) -> Tensor:
         x, target = batch
         self.images += len(x)
         if self._mixer is not None:
             x, target = self._mixer(x, target)
         raw = self.network(self._layout(x))
-        loss = self._half.loss(raw, target, weight=self.class_weight, smoothing=self.recipe.smoothing)
+        loss = self._half.loss(
+            self.network,
+            raw,
+            target,
+            name=self.recipe.loss,
+            weight=self.class_weight,
+            smoothing=self.recipe.smoothing,
+        )
         self._loss_sum = self._loss_sum + loss.detach()
         self._batches += 1
         if index % 50 == 49:
@@ -209,32 +196,50 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
 
     def on_validation_epoch_start(self) -> None:
         self.best_network.eval()
-        self._val = torch.zeros(3, dtype=torch.float64)
+        self._val = torch.zeros(2, dtype=torch.float64)
+        self._meter = self._task.meter(self._labels)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        x, target = batch
-        raw = self.best_network(self._layout(x))
-        outputs = {name: value.float().cpu().numpy() for name, value in self._half.outputs(raw).items()}
-        scores = self._task.sample_scores(outputs, target.tolist())
-        loss = float(self._half.loss(raw, target))
-        self._val += torch.tensor([len(x), loss * len(x), float(scores.sum())], dtype=torch.float64)
+    def validation_step(self, batch: tuple[Tensor, Any, list[int]], index: int) -> None:
+        x, target, indices = batch
+        network = self.best_network
+        raw = network(self._layout(x))
+        outputs = {n: _array(v) for n, v in self._half.outputs(network, raw).items()}
+        targets, frames = self._originals(indices)
+        results = self._task.decode(outputs, labels=self._labels, frames=frames, judging=True)
+        assert self._meter is not None
+        self._meter.update(results, targets)
+        loss = float(self._half.loss(network, raw, target, name=self.recipe.loss))
+        self._val += torch.tensor([len(x), loss * len(x)], dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        total = self._val
+        total, meter = self._val, self._meter
+        assert meter is not None
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(total.to(self.device, torch.float32), reduce_op="sum").double().cpu()
+            meters: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(meters, meter)
+            meter = meters[0]
+            for other in meters[1:]:
+                meter.merge(other)
         count = max(1.0, float(total[0]))
         if not bool(torch.isfinite(total).all()):
             raise ZooError(
                 f"the validation loss became NaN or infinite in epoch {self.current_epoch + 1}: lower --lr (now {self.lr:.3g})"
             )
-        self.figures.update(val_loss=float(total[1]) / count, val_metric=float(total[2]) / count)
+        self.figures.update(
+            val_loss=float(total[1]) / count, val_metric=float(meter.compute()[self._task.metric_name])
+        )
 
     def on_validation_model_eval(self) -> None:
         self.eval()
 
     def on_validation_model_train(self) -> None:
         self._apply_policy()  # Lightning's own way back would put frozen BatchNorm into training mode
+
+
+def _array(value: Tensor) -> np.ndarray:
+    array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
+    return array
 
 
 class Record(Callback):  # type: ignore[misc]

@@ -158,7 +158,7 @@ def compute(
         if part is None:
             outputs = []
             for at in range(start, stop, batch):
-                tensor = images.batch(range(at, min(at + batch, stop)))
+                tensor, _ = images.batch(range(at, min(at + batch, stop)))
                 outputs.append(run(tensor[:, :, :, ::-1] if mirrored else tensor))
                 progress(min(at + batch, stop))
             part = np.concatenate(outputs)

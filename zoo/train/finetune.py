@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,27 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..data import Dataset, audit, open_data
-from ..errors import CheckpointError, DataError, OutputError, PluginError, ZooError
+from ..errors import CheckpointError, DataError, OutputError, PluginError, UnknownName, ZooError
 from ..files import as_output_error, dump_json, write_bytes
 from ..machine import cores
 from ..registry import get_registry
 from ..specs import Architecture, resolve
-from ..tasks.classify import confusion_matrix
+from .augment import JointAugment, default_joint_augment
 from .data import Augment, Images, Loader, batches, default_augment, shuffled
-from .engine import AtomicIO, Fitting, Half, Progress, Recipe, Record, fit, quiet, write_metrics
-from .evaluate import evaluate
+from .engine import AtomicIO, Fitting, Progress, Recipe, Record, fit, quiet, write_metrics
+from .evaluate import Evaluation, evaluate
 from .features import HeadOnly, compute, head_is_last, trunk
-from .models import checkpoint_labels, find_checkpoint, load_checkpoint, open_model, save_checkpoint
-from .reporting import confusion_picture, curves_picture, write_report
-from .transfer import Policy, layer_groups
+from .half import Half
+from .models import checkpoint_labels, find_checkpoint, half_of, load_checkpoint, open_model, save_checkpoint, task_of
+from .reporting import confusion_picture, curves_picture, samples_picture, write_report
+from .transfer import Policy, layer_groups, trained_norms
 
 __all__ = ["Options", "Summary", "finetune", "resume"]
 
 SCHEMA = 1
 RUN, STATE, HEAD, FEATURES = "run.json", "last.ckpt", "head", "features"
+PLAIN_FROM = 0.85
+"""Share of the epochs after which images are no longer put together to mosaics."""
 FEATURE_BYTES = 2 << 30
 """Features beyond this are not kept in memory; the head then learns with the frozen backbone in front of it."""
 
@@ -62,20 +65,24 @@ class Options:
     val_share: float = 0.2
     weights: str = ""
     channels: int | None = None
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
+    build: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the architecture's ``build``."""
     epochs: int | None = None
     head_epochs: int | None = None
     batch_size: int | str | None = None
     lr: float | str | None = None
-    lr_decay: float = 0.5
-    weight_decay: float = 0.05
+    lr_decay: float | None = None
+    weight_decay: float | None = None
+    loss: str = ""
     smoothing: float = 0.0
     augment: bool | None = None
     flip: bool | None = None
     randaugment: int = 0
+    mosaic: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
-    ema: float = 0.0
+    ema: float | None = None
     balance: bool = False
     patience: int = 0
     precision: str = "auto"
@@ -225,16 +232,13 @@ class _Run:
         """Open and audit the data, open the network: all that can refuse."""
         o = self.options
         torch.manual_seed(o.seed)
-        splits = open_data(o.data, task="classify", format=o.format, val_share=o.val_share, seed=o.seed)
+        task = task_of(o.source)
+        splits = open_data(o.data, task=task, format=o.format, val_share=o.val_share, seed=o.seed)
         self.train_data, self.val_data = self._audited(splits.train), self._audited(splits.val)
         folder = find_checkpoint(o.source)
         weights = o.weights or "pretrained"
         if folder is None:
             architecture = get_registry().get(Architecture, o.source)
-            if architecture.task != "classify":
-                raise CheckpointError(
-                    f"{architecture.name} is for {architecture.task}; fine-tuning is for classify so far"
-                )
             if architecture.name != o.source:
                 self.say(f"{o.source} means {architecture.name}")
             if not o.weights and not architecture.weights:
@@ -246,12 +250,31 @@ class _Run:
                 self.train_data, self.val_data = self.train_data.relabelled(known), self.val_data.relabelled(known)
         self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
         self.model = open_model(
-            o.source, weights=weights, labels=self.train_data.labels, channels=o.channels, size=o.size
+            o.source,
+            weights=weights,
+            labels=self.train_data.labels,
+            channels=o.channels,
+            size=tuple(o.size) if isinstance(o.size, list) else o.size,
+            options=o.build,
         )
         self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
-        self.task = self.model.task.resolve()()
+        self.task = half_of(self.model)
         self.scratch = self.model.weights == "none"
         _ = self.model.head
+        self._refuse_options()
+
+    def _refuse_options(self) -> None:
+        """Raises ZooError for an option that means nothing to the task: silence would look like consent."""
+        o, task = self.options, self.model.task.name
+        if o.loss and o.loss not in self.half.losses:
+            raise UnknownName(f"loss of task {task}", o.loss, self.half.losses)
+        if task != "classify" and (o.smoothing and task == "detect" or o.randaugment):
+            raise ZooError(f"--{'randaugment' if o.randaugment else 'label-smoothing'} is not for task {task}")
+        if task != "detect" and o.mosaic:
+            raise ZooError(f"--mosaic is for detection, not for task {task}")
+        if o.balance:
+            self.half.balance(self.train_data)
+        self.half.mixer(len(self.model.labels), mixup=o.mixup, cutmix=o.cutmix)
 
     def _audited(self, data: Dataset) -> Dataset:
         data = audit(data)
@@ -271,33 +294,50 @@ class _Run:
         o, model = self.options, self.model
         large = min(model.input.height, model.input.width) >= 64
         convolves = any(isinstance(m, nn.Conv2d) for m in model.network.modules())
-        default = default_augment(self.train_data, model.input)
-        on = bool(default) if o.augment is None else o.augment
-        augment = Augment(
-            crop=0.35 if on else 1.0,
-            flip=(default.flip if o.augment is None else on) if o.flip is None else o.flip,
-            magnitude=o.randaugment,
-        )
+        d, pick = self.half.defaults, 1 if self.scratch else 0
         self.settled = {
-            "epochs": o.epochs if o.epochs is not None else 10 if self.scratch else 5,
+            "epochs": o.epochs if o.epochs is not None else d.epochs[pick],
             "precision": _precision(o.precision, self._device(), large),
             "channels_last": convolves and large,
-            "augment": asdict(augment),
-            "lr": o.lr if isinstance(o.lr, float) else 2e-3 if self.scratch else 1e-4,
+            "augment": asdict(self._choose_augment()),
+            "lr": o.lr if isinstance(o.lr, float) else d.lr[pick],
+            "lr_decay": d.lr_decay if o.lr_decay is None else o.lr_decay,
+            "weight_decay": d.weight_decay if o.weight_decay is None else o.weight_decay,
+            "ema": d.ema if o.ema is None else o.ema,
         }
         count = len(self.train_data)
-        batch = o.batch_size if isinstance(o.batch_size, int) else 16 if count < 1000 else 32 if count < 10_000 else 128
+        usual = d.batch_size or (16 if count < 1000 else 32 if count < 10_000 else 128)
+        batch = o.batch_size if isinstance(o.batch_size, int) else usual
         self.settled["batch_size"] = min(batch, count)
         new_head = model.provenance["head"] == "new"
         head_epochs = 0 if self.scratch or not new_head else 30 if o.head_epochs is None else o.head_epochs
         self.settled["head_epochs"] = head_epochs
-        self.settled["head_cached"] = bool(head_epochs) and self._features_fit()
+        self.settled["head_cached"] = bool(head_epochs) and model.task.name == "classify" and self._features_fit()
         if o.batch_size == "auto":
             self.settled["batch_size"] = self._find_batch_size()
             self.say(f"batch size {self.settled['batch_size']}")
         if o.lr == "auto" and self.settled["epochs"]:
             self.settled["lr"] = self._find_lr()
             self.say(f"learning rate {self.settled['lr']:.3g}")
+
+    def _choose_augment(self) -> Augment | JointAugment:
+        o, spec, task = self.options, self.model.input, self.model.task.name
+        if task == "classify":
+            default = default_augment(self.train_data, spec)
+            on = bool(default) if o.augment is None else o.augment
+            flip = (default.flip if o.augment is None else on) if o.flip is None else o.flip
+            return Augment(crop=0.35 if on else 1.0, flip=flip, magnitude=o.randaugment)
+        joint = default_joint_augment(task, spec) if o.augment is not False else JointAugment()
+        if o.flip is not None:
+            joint = replace(joint, flip=o.flip)
+        if task == "detect":
+            joint = replace(joint, mixup=o.mixup, mosaic=joint.mosaic if o.mosaic is None else o.mosaic)
+        return joint
+
+    def _augment(self) -> Augment | JointAugment:
+        kind = Augment if self.model.task.name == "classify" else JointAugment
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settled["augment"].items()}
+        return kind(**values)
 
     def _features_fit(self) -> bool:
         """Whether the head can learn on its own from features that fit in memory."""
@@ -362,7 +402,8 @@ class _Run:
             done = json.loads(record.read_text("utf-8"))
             return list(done["rows"]), (done["best"][0], done["best"][1])
         o, s, device = self.options, self.settled, self._device()
-        augment = Augment(**s["augment"])
+        augment = self._augment()
+        assert isinstance(augment, Augment)
         self.model.network.to(device)
         run, by, remove = trunk(self.model.network, head, self.model.input.shape, device)
         started = time.monotonic()
@@ -391,8 +432,8 @@ class _Run:
         def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
             return x[indices], y[indices]
 
-        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-            return features["val"][indices], val_y[indices]
+        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor, list[int]]:
+            return features["val"][indices], val_y[indices], indices
 
         module = Fitting(
             HeadOnly(head),
@@ -400,8 +441,10 @@ class _Run:
             task=self.task,
             groups=[list(head.parameters())],
             policy=Policy(epochs=s["head_epochs"], groups=1, gradual=False),
-            recipe=Recipe(lr=_HEAD_LR, smoothing=o.smoothing, weight_decay=o.weight_decay, seed=o.seed),
+            recipe=Recipe(lr=_HEAD_LR, smoothing=o.smoothing, weight_decay=s["weight_decay"], seed=o.seed),
             steps=s["head_epochs"] * len(batches(range(len(x)), size)),
+            labels=self.model.labels,
+            originals=lambda indices: ([self.val_data[i].target for i in indices], []),
             weight=self._class_weight(),
         )
         train = Loader(
@@ -467,7 +510,14 @@ class _Run:
         network = model.network
         if s["channels_last"]:
             network = network.to(memory_format=torch.channels_last)
-        train_images = Images(self.train_data, model.input, Augment(**s["augment"]))
+        augment = self._augment()
+        train_images = Images(self.train_data, model.input, augment)
+        if isinstance(augment, JointAugment) and augment.mosaic:
+            # the last epochs see images as they are: mosaics are not what a device will see (YOLOX, arXiv:2107.08430)
+            plain = Images(self.train_data, model.input, augment.without_mosaic())
+            plain._decoded = train_images._decoded
+        else:
+            plain = train_images
         val_images = Images(self.val_data, model.input)
         size, seed = s["batch_size"], o.seed
 
@@ -477,19 +527,28 @@ class _Run:
         def val_plan(epoch: int) -> list[list[int]]:
             return batches(range(_rank(), len(val_images), world), max(size, 16))
 
-        def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-            tensor = train_images.batch(indices, seed=seed, epoch=epoch)
-            return torch.from_numpy(tensor), self.half.target(train_images.targets(indices))
+        def train_batch(indices: list[int], epoch: int) -> tuple[Tensor, Any]:
+            images = train_images if epoch < PLAIN_FROM * s["epochs"] else plain
+            tensor, targets = images.batch(indices, seed=seed, epoch=epoch)
+            return torch.from_numpy(tensor), self.half.target(targets)
 
-        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-            return torch.from_numpy(val_images.batch(indices)), self.half.target(val_images.targets(indices))
+        def val_batch(indices: list[int], epoch: int) -> tuple[Tensor, Any, list[int]]:
+            tensor, targets = val_images.batch(indices)
+            return torch.from_numpy(tensor), self.half.target(targets), indices
 
-        groups = [list(network.parameters())] if self.scratch else layer_groups(network, model.head)
+        if self.scratch:
+            groups = [list(network.parameters())]
+        elif model.task.name == "classify":
+            groups = layer_groups(network, list(model.head.parameters()))
+        else:
+            # a new decoder on a trained encoder: all that is new learns first and fastest
+            new = [p for name, p in network.named_parameters() if name not in model.loaded]
+            groups = layer_groups(network, new or list(model.head.parameters()))
         uncached = s["head_epochs"] and not s["head_cached"]
         policy = Policy(
             epochs=s["epochs"],
             groups=len(groups),
-            gradual=not self.scratch,
+            gradual=not self.scratch and model.task.name == "classify",
             head_first=min(2, s["epochs"] // 3) if uncached else 0,
         )
         steps = s["epochs"] * len(train_plan(0))
@@ -501,15 +560,18 @@ class _Run:
             policy=policy,
             recipe=Recipe(
                 lr=s["lr"],
-                lr_decay=1.0 if self.scratch else o.lr_decay,
-                weight_decay=o.weight_decay,
+                lr_decay=1.0 if self.scratch else s["lr_decay"],
+                weight_decay=s["weight_decay"],
                 smoothing=o.smoothing,
-                ema=o.ema,
-                keep_statistics=not self.scratch,
+                ema=s["ema"],
+                loss=o.loss,
+                keep_statistics=trained_norms(network, model.loaded),
                 channels_last=s["channels_last"],
                 seed=seed,
             ),
             steps=steps,
+            labels=model.labels,
+            originals=lambda indices: (val_images.originals(indices), val_images.frames(indices)),
             weight=self._class_weight(),
             mixer=self.half.mixer(len(model.labels), mixup=o.mixup, cutmix=o.cutmix),
         )
@@ -521,7 +583,7 @@ class _Run:
         return module, train, val
 
     def _class_weight(self) -> Tensor | None:
-        return self.half.balance(self.train_data.targets, len(self.model.labels)) if self.options.balance else None
+        return self.half.balance(self.train_data) if self.options.balance else None
 
     def _keep(self, network: nn.Module, best: tuple[float, float], phase: str) -> None:
         best_model = replace(self.model, network=network)
@@ -546,13 +608,16 @@ class _Run:
             raise ZooError("the run has no epochs: give --epochs or --head-epochs")
         best = load_checkpoint(self.out / "checkpoint")
         with self._bar("evaluating", len(self.val_data)) as advance:
-            metrics, outputs = evaluate(best, self.val_data, device=self._device(), progress=advance)
+            seen = evaluate(best, self.val_data, device=self._device(), progress=advance)
+        best.decode = seen.half.tune(seen.results, seen.targets)
+        if best.decode:  # precision and recall are told at the settings that were chosen
+            half = half_of(best)
+            seen = replace(seen, half=half, meter=half.meter(best.labels))
+            seen.meter.update(seen.results, seen.targets)
+            self.say(", ".join(f"{k} {v}" for k, v in best.decode.items()) + ": chosen on the validation split")
+        metrics = seen.figures
         save_checkpoint(self.out / "checkpoint", best, metrics=metrics, data=self._data_facts(), seed=self.options.seed)
-        matrix = confusion_matrix(outputs["scores"].argmax(axis=1), np.asarray(self.val_data.targets), len(best.labels))
-        pictures = {
-            "curves": curves_picture(rows, self.task.metric_name),
-            "confusion": confusion_picture(matrix, best.labels),
-        }
+        pictures = {"curves": curves_picture(rows, self.task.metric_name), **self._pictures(best.labels, seen)}
         self.seconds += time.monotonic() - self.started
         self.started = time.monotonic()
         report = write_report(
@@ -576,6 +641,12 @@ class _Run:
             seconds=round(self.seconds, 2),
         )
 
+    def _pictures(self, labels: tuple[str, ...], seen: Evaluation) -> dict[str, bytes]:
+        """What of the answers is worth looking at: a confusion matrix, or samples with truth and answer side by side."""
+        if seen.half.draws_on_image:
+            return {"samples": samples_picture(self.val_data, labels, seen)}
+        return {"confusion": confusion_picture(seen.meter.matrix, labels)}  # type: ignore[attr-defined]
+
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         s, o = self.settled, self.options
         p = self.model.provenance
@@ -595,7 +666,7 @@ class _Run:
                 "epochs",
                 f"{s['head_epochs'] if s['head_cached'] else 0} of the head on cached features, {s['epochs']} of the network",
             ),
-            ("batch, learning rate", f"{s['batch_size']}, {s['lr']:.3g} (decay {o.lr_decay:g} a group)"),
+            ("batch, learning rate", f"{s['batch_size']}, {s['lr']:.3g} (decay {s['lr_decay']:g} a group)"),
             ("precision", s["precision"] + (", channels-last" if s["channels_last"] else "")),
             ("augmentation", ", ".join(f"{k} {v}" for k, v in s["augment"].items())),
             ("seed", str(o.seed)),
@@ -672,10 +743,15 @@ class _Run:
         size = 1 << (cap.bit_length() - 1)
         device = self._device()
         network, shape = self.model.network.to(device).train(), self.model.input.shape
+        placed = Images(self.train_data, self.model.input, budget_bytes=0).batch([0])[1][0]
 
         def step(batch: int) -> None:
             raw = network(torch.zeros(batch, *shape, device=device))
-            loss = self.half.loss(raw, self.half.target([0] * batch).to(device))
+            target = self.half.target([placed] * batch)
+            target = target.to(device) if isinstance(target, Tensor) else [
+                {k: v.to(device) for k, v in t.items()} for t in target
+            ]
+            loss = self.half.loss(network, raw, target)
             torch.autograd.backward(loss)
             network.zero_grad(set_to_none=True)
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,20 +23,25 @@ from ..errors import CheckpointError, PluginError, UnknownName
 from ..files import dump_json, new_folder, sha256_file
 from ..registry import get_registry
 from ..specs import Architecture, ImageInput, Task, Weights, resolve
-from .weights import State, class_count, fit, read_state
+from ..tasks import TaskHalf
+from .weights import Fitted, State, class_count, fit, read_state
 
 __all__ = [
     "Model",
     "checkpoint_labels",
     "deployable",
     "find_checkpoint",
+    "half_of",
     "load_checkpoint",
     "open_model",
     "run_name",
     "save_checkpoint",
+    "task_of",
 ]
 
 SCHEMA = 1
+UNTOLD = 10
+"""Classes of a network where neither the user nor its weights tell how many."""
 RECORD = "checkpoint.json"
 TENSORS = "weights.safetensors"
 
@@ -57,6 +62,10 @@ class Model:
     """The keyword arguments that ``build`` was called with, beside ``num_classes`` and ``in_channels``."""
     provenance: dict[str, Any]
     """JSON-ready: source, weights, licences, head (``kept`` or ``new``), data, seed, versions, metrics."""
+    loaded: frozenset[str] = frozenset()
+    """Names in the network's state_dict that came with the weights; the others are freshly initialised."""
+    decode: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task's numpy half (a confidence threshold), chosen on the validation set."""
 
     @property
     def head(self) -> nn.Module:
@@ -77,14 +86,16 @@ def open_model(
     num_classes: int | None = None,
     labels: Sequence[str] | None = None,
     channels: int | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Open a network by architecture name or alias, or from a checkpoint folder (or a run folder that holds one).
 
     ``weights``: ``pretrained`` (the architecture's first), the name of one of its weights, ``none`` (random), or
     a file; a checkpoint brings its own. With ``labels`` (or ``num_classes``) other than those of the weights the
     head is new; with ``channels`` the first layer is adapted and keeps its weights; ``size`` is the input's
-    height and width in pixels.
+    height and width in pixels; ``options`` are keyword arguments of the architecture's ``build``. Weights of an image
+    classifier go into the architecture's backbone, where it has one.
 
     Raises UnknownName, CheckpointError, MissingPart, PluginError.
     """
@@ -97,9 +108,11 @@ def open_model(
         opened, state = _read_checkpoint(folder)
         wanted = tuple(labels) if labels is not None else _numbered(num_classes) if num_classes else opened.labels
         recipe = _recipe(opened.input, channels, size)
+        if options:
+            raise CheckpointError(f"{source} is a checkpoint and brings its own build options: leave out {', '.join(options)}")
         if wanted == opened.labels and recipe == opened.input:
             return opened
-        return _build(
+        built = _build(
             opened.architecture,
             recipe,
             wanted,
@@ -109,7 +122,9 @@ def open_model(
             keep_head=wanted == opened.labels,
             provenance=opened.provenance,
         )
+        return replace(built, decode=opened.decode if wanted == opened.labels else {})
     architecture = get_registry().get(Architecture, os.fspath(source))
+    own = dict(options or {})
     provenance: dict[str, Any] = {
         "source": architecture.name,
         "licences": [architecture.license] if architecture.license else [],
@@ -117,18 +132,19 @@ def open_model(
     }
     if weights == "none":
         first = architecture.weights[0] if architecture.weights else None
-        count = num_classes or (len(labels) if labels is not None else first.num_classes if first else 10)
+        count = num_classes or (len(labels) if labels is not None else (first and first.num_classes) or UNTOLD)
         names = tuple(labels) if labels is not None else _label_set(first, count) if first else _numbered(count)
         recipe = _recipe(architecture.input, channels, size)
         provenance["weights"] = {"kind": "none"}
         return _build(
-            architecture, recipe, names, weights="none", options={}, state=None, keep_head=False, provenance=provenance
+            architecture, recipe, names, weights="none", options=own, state=None, keep_head=False, provenance=provenance
         )
     tag = _tag(architecture, weights)
     if tag is not None:
-        path = get_registry().open_weights(tag.uri, cache_folder())
+        uri = _filled(tag.uri, architecture, own)
+        path = get_registry().open_weights(uri, cache_folder())
         known: tuple[str, ...] = _label_set(tag, tag.num_classes)
-        provenance["weights"] = {"kind": "pretrained", "name": tag.name, "uri": tag.uri, "sha256": sha256_file(path)}
+        provenance["weights"] = {"kind": "pretrained", "name": tag.name, "uri": uri, "sha256": sha256_file(path)}
         if tag.license and tag.license not in provenance["licences"]:
             provenance["licences"].append(tag.license)
         recipe = _recipe(tag.input or architecture.input, channels, size)
@@ -153,7 +169,7 @@ def open_model(
                 recipe,
                 _numbered(10),
                 weights=kind,
-                options={},
+                options=own,
                 state=state,
                 keep_head=True,
                 provenance={},
@@ -161,11 +177,12 @@ def open_model(
             raise CheckpointError(
                 f"{path} has no head '{architecture.head}': it can be fine-tuned, but gives no classes as it is"
             )
-    names = (
-        tuple(labels) if labels is not None else known if num_classes in (None, len(known)) else _numbered(num_classes)
-    )
+    if labels is not None:
+        names = tuple(labels)
+    else:
+        names = known if known and num_classes in (None, len(known)) else _numbered(num_classes or UNTOLD)
     return _build(
-        architecture, recipe, names, weights=kind, options={}, state=state, keep_head=keep, provenance=provenance
+        architecture, recipe, names, weights=kind, options=own, state=state, keep_head=keep, provenance=provenance
     )
 
 
@@ -209,6 +226,12 @@ def run_name(source: str) -> str:
     return get_registry().get(Architecture, source if folder is None else _read_record(folder).architecture).name
 
 
+def task_of(source: str | os.PathLike[str]) -> str:
+    """The task of an architecture or a checkpoint, without opening it. Raises UnknownName, CheckpointError."""
+    folder = find_checkpoint(source)
+    return get_registry().get(Architecture, os.fspath(source)).task if folder is None else _read_record(folder).task
+
+
 def checkpoint_labels(folder: Path) -> tuple[str, ...]:
     """The labels of a checkpoint folder, without opening its weights. Raises CheckpointError."""
     return _read_record(folder).labels
@@ -219,6 +242,12 @@ def deployable(model: Model) -> nn.Module:
     ``model.task.outputs``. It shares its parameters with ``model.network``."""
     trainer = resolve(model.task.trainer, f"task '{model.task.name}'")()
     return cast(nn.Module, trainer.deployable(model.network)).eval()
+
+
+def half_of(model: Model) -> TaskHalf:
+    """The numpy half of the model's task, with the model's decode settings."""
+    half: TaskHalf = model.task.resolve()(**model.decode)
+    return half
 
 
 def save_checkpoint(
@@ -241,6 +270,7 @@ def save_checkpoint(
                 "options": {k: v for k, v in model.options.items() if k != "img_size"},
                 "labels": list(model.labels),
                 "input": model.input.to_dict(),
+                "decode": model.decode,
                 "weights": {"file": TENSORS, "sha256": sha256_file(beside / TENSORS)},
                 "provenance": provenance,
             },
@@ -258,8 +288,10 @@ class _Record:
     """What ``checkpoint.json`` says, its types checked; the weights are not touched."""
 
     architecture: str
+    task: str
     labels: tuple[str, ...]
     input: ImageInput
+    decode: dict[str, Any]
     sha256: str
     options: dict[str, Any]
     provenance: dict[str, Any]
@@ -280,8 +312,10 @@ def _read_record(folder: Path) -> _Record:
             )
         return _Record(
             architecture=str(record["architecture"]),
+            task=str(record["task"]),
             labels=tuple(str(label) for label in record["labels"]),
             input=ImageInput.from_dict(record["input"]),
+            decode=dict(record.get("decode", {})),
             sha256=str(record["weights"]["sha256"]),
             options=dict(record["options"]),
             provenance=dict(record["provenance"]),
@@ -313,7 +347,7 @@ def _read_checkpoint(folder: Path) -> tuple[Model, State]:
     )
     if model.provenance["head"] != "kept":
         raise CheckpointError(f"{tensors}: its head is not one of {len(record.labels)} classes")
-    return model, state
+    return replace(model, decode=record.decode), state
 
 
 def _build(
@@ -346,11 +380,18 @@ def _build(
         raise PluginError(
             f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module"
         )
-    kept = False
+    fitted = Fitted(head=False, loaded=frozenset())
     if state is not None:
         state = replace(state, tensors=_untied(network, state))
-        kept = fit(network, state, head=architecture.head, keep_head=keep_head, channels=recipe.channels)
-        if not kept:
+        fitted = fit(
+            network,
+            state,
+            head=architecture.head,
+            backbone=architecture.backbone,
+            keep_head=keep_head,
+            channels=recipe.channels,
+        )
+        if not fitted.head and task.name == "classify":
             _start_small(network, architecture.head)
     return Model(
         architecture=architecture,
@@ -360,8 +401,17 @@ def _build(
         task=task,
         weights=weights,
         options=dict(options),
-        provenance={**provenance, "head": "kept" if kept else "new"},
+        provenance={**provenance, "head": "kept" if fitted.head else "new"},
+        loaded=fitted.loaded,
     )
+
+
+def _filled(uri: str, architecture: Architecture, options: Mapping[str, Any]) -> str:
+    """A weights' uri with the build options it speaks of put in: ``timm:{encoder}``."""
+    try:
+        return uri.format(**{**architecture.options, **options}) if "{" in uri else uri
+    except (KeyError, IndexError, ValueError) as error:
+        raise PluginError(f"architecture '{architecture.name}': weights uri '{uri}': {error}") from None
 
 
 def _start_small(network: nn.Module, name: str) -> None:
@@ -411,11 +461,11 @@ def _tag(architecture: Architecture, weights: str) -> Weights | None:
     )
 
 
-def _recipe(recipe: ImageInput, channels: int | None, size: int | None) -> ImageInput:
+def _recipe(recipe: ImageInput, channels: int | None, size: int | tuple[int, int] | None) -> ImageInput:
     try:
         if channels:
             recipe = recipe.with_channels(channels)
-        return recipe.with_size(size) if size else recipe
+        return recipe.with_size(*((size,) if isinstance(size, int) else size)) if size else recipe
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

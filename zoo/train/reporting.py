@@ -11,10 +11,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
+from ..data import Dataset
+from ..data.targets import Boxes
+from ..errors import ImageError
 from ..files import write_bytes, write_text
+from ..inputs import ImageInput, read_image
+from ..results import Detections, Segmentation
+from .evaluate import Evaluation
 
-__all__ = ["confusion_picture", "curves_picture", "write_report"]
+__all__ = ["confusion_picture", "curves_picture", "samples_picture", "write_report"]
 
 MANY = 30
 """Classes beyond which the confusion matrix shows no names and no counts."""
@@ -76,6 +83,51 @@ def confusion_picture(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     return _png(figure)
 
 
+def samples_picture(data: Dataset, labels: Sequence[str], seen: Evaluation, count: int = 8) -> bytes:
+    """Truth and answer side by side, as PNG: the images answered worst, then some of the middle."""
+    scores = seen.half.sample_scores(seen.results, seen.targets)
+    order = np.argsort(scores, kind="stable")
+    worst = order[: count // 2]
+    rest = order[count // 2 :]
+    chosen = [*worst, *rest[:: max(1, len(rest) // max(1, count - len(worst)))][: count - len(worst)]]
+    tiles = []
+    for index in chosen:
+        sample = data[int(index)]
+        try:
+            image = read_image(sample.image, _ANY, sample.id)
+        except ImageError:
+            continue
+        if not isinstance(image, Image.Image):
+            continue
+        pair = [truth(sample.target, labels, image).draw(image), seen.half.draw(image, seen.half.shown(seen.results[index]))]
+        tiles.append((f"{sample.id[-40:]}   {seen.half.score_name} {100 * scores[index]:.1f} %", pair))
+    figure = Figure(figsize=(13, 3.6 * max(1, -(-len(tiles) // 2))))
+    axes = figure.subplots(max(1, -(-len(tiles) // 2)), 4, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for at, (title, pair) in enumerate(tiles):
+        row, column = divmod(at, 2)
+        for side, (what, picture) in enumerate(zip(("truth", "answer"), pair, strict=True)):
+            axis = axes[row][2 * column + side]
+            axis.imshow(np.asarray(picture.convert("RGB")))
+            axis.set_title(f"{what}: {title}" if side == 0 else what, fontsize=7)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def truth(target: Any, labels: Sequence[str], image: Image.Image) -> Detections | Segmentation:
+    """A target as the result that a perfect network would give."""
+    if isinstance(target, Boxes):
+        return Detections(
+            boxes=target.boxes, scores=np.ones(len(target), np.float32), classes=target.classes, labels=tuple(labels),
+            width=image.width, height=image.height,
+        )  # fmt: skip
+    return Segmentation(classes=target.read(), labels=tuple(labels))
+
+
+_ANY = ImageInput(height=1, width=1)
+
+
 def write_report(
     folder: Path,
     *,
@@ -87,11 +139,15 @@ def write_report(
     """``report.html`` (self-contained) and the pictures beside it. Raises OutputError."""
     for name, data in pictures.items():
         write_bytes(folder / f"{name}.png", data)
-    worst = sorted(classes, key=lambda c: c["F1"])[:50]
+    columns = list(classes[0])[1:] if classes else []
+    deciding = next((c for c in ("F1", "IoU", "AP@50:95") if c in columns), "")
+    worst = sorted(classes, key=lambda c: c[deciding] if deciding else 0)[:50]
+    heads = "".join(f"<th>{html.escape(c)}{' %' if isinstance(classes[0][c], float) else ''}</th>" for c in columns)
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts)
     per_class = "".join(
-        f"<tr><th>{html.escape(c['label'])}</th><td>{c['images']}</td><td>{100 * c['precision']:.1f}</td>"
-        f"<td>{100 * c['recall']:.1f}</td><td>{100 * c['F1']:.1f}</td></tr>"
+        f"<tr><th>{html.escape(c['label'])}</th>"
+        + "".join(f"<td>{100 * c[k]:.1f}</td>" if isinstance(c[k], float) else f"<td>{c[k]}</td>" for k in columns)
+        + "</tr>"
         for c in worst
     )
     shown = "" if len(worst) == len(classes) else f" (the {len(worst)} worst of {len(classes)})"
@@ -113,7 +169,7 @@ img {{ max-width: 100% }}
 <table>{rows}</table>
 {images}
 <h2>Classes{shown}</h2>
-<table><tr><th>class</th><th>images</th><th>precision %</th><th>recall %</th><th>F1 %</th></tr>{per_class}</table>
+<table><tr><th>class</th>{heads}</tr>{per_class}</table>
 </body></html>
 """,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Policy", "layer_groups", "learning_rate_factor", "set_trainable"]
+__all__ = ["Policy", "layer_groups", "learning_rate_factor", "set_trainable", "trained_norms"]
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises from nothing."""
@@ -45,15 +45,17 @@ class Policy:
         return 1 + min(backbone, math.ceil((epoch + 1 - self.head_first) * backbone / steps))
 
 
-def layer_groups(network: nn.Module, head: nn.Module, count: int = 4) -> list[list[nn.Parameter]]:
-    """The parameters in groups: the head's, then up to ``count`` of the backbone's from the back to the front.
+def layer_groups(
+    network: nn.Module, first: Sequence[nn.Parameter], count: int = 4
+) -> list[list[nn.Parameter]]:
+    """The parameters in groups: ``first`` (the head's, or all that are new), then up to ``count`` of the rest from the
+    back to the front.
 
     Depth is the order in which the modules were registered, which is the order of the forward pass in every
     network that is written from top to bottom. Containers are opened until there are enough blocks; the blocks
     are then cut into consecutive groups of about equal numbers of parameters, so that the groups that open first
     are the late, specific and cheap ones.
     """
-    in_head = {id(p) for p in head.parameters()}
     blocks = [network]
     while len(blocks) < 4 * count:
         # open the largest block that has children and no parameters of its own beside them
@@ -63,7 +65,7 @@ def layer_groups(network: nn.Module, head: nn.Module, count: int = 4) -> list[li
         largest = max(able, key=lambda b: sum(p.numel() for p in b.parameters()))
         at = next(i for i, b in enumerate(blocks) if b is largest)
         blocks[at : at + 1] = list(largest.children())
-    seen = set(in_head)
+    seen = {id(p) for p in first}
     parts: list[list[nn.Parameter]] = [[p for p in _own(network) if id(p) not in seen]]
     seen.update(id(p) for p in parts[0])
     for block in blocks:
@@ -87,7 +89,16 @@ def layer_groups(network: nn.Module, head: nn.Module, count: int = 4) -> list[li
         else:
             groups.append(list(part))
         last = wanted
-    return [list(head.parameters()), *reversed(groups)]
+    return [list(first), *reversed(groups)]
+
+
+def trained_norms(network: nn.Module, loaded: frozenset[str]) -> frozenset[str]:
+    """Names of the BatchNorms whose statistics are among the names in ``loaded``."""
+    return frozenset(
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and f"{name}.running_mean" in loaded
+    )
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
@@ -95,21 +106,25 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
 
 
 def set_trainable(
-    network: nn.Module, groups: Sequence[Sequence[nn.Parameter]], open_groups: int, *, keep_statistics: bool
+    network: nn.Module,
+    groups: Sequence[Sequence[nn.Parameter]],
+    open_groups: int,
+    *,
+    keep_statistics: frozenset[str] = frozenset(),
 ) -> None:
     """Let the first ``open_groups`` groups learn and freeze the others; put the modules into the matching mode.
 
-    A module all of whose parameters are frozen is in eval mode (no dropout, BatchNorm as it was); with
-    ``keep_statistics`` every BatchNorm stays in eval mode, though its weight and bias learn with their group.
+    A module all of whose parameters are frozen is in eval mode (no dropout, BatchNorm as it was); the BatchNorms named
+    in ``keep_statistics`` stay in eval mode, though their weight and bias learn with their group.
     """
     for index, group in enumerate(groups):
         for parameter in group:
             parameter.requires_grad_(index < open_groups)
     network.train()
-    for module in network.modules():
+    for name, module in network.named_modules():
         learns = [p.requires_grad for p in module.parameters()]
         frozen = bool(learns) and not any(learns) and module is not network
-        if frozen or (keep_statistics and isinstance(module, _BatchNorm)):
+        if frozen or name in keep_statistics:
             module.eval()
 
 

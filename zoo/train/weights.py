@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 
-__all__ = ["State", "adapt_channels", "class_count", "fit", "read_state"]
+__all__ = ["Fitted", "State", "adapt_channels", "class_count", "fit", "read_state"]
 
 _NESTS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "params")
 """Where checkpoints in the wild keep the tensors; averaged weights first, as they are the ones that were published."""
@@ -30,6 +30,15 @@ class State:
 
     tensors: Mapping[str, Tensor]
     source: str
+
+
+class Fitted(NamedTuple):
+    """What :func:`fit` put where."""
+
+    head: bool
+    """Whether the head came along."""
+    loaded: frozenset[str]
+    """Names in the network's state_dict that have the file's values."""
 
 
 def read_state(path: Path) -> State:
@@ -129,17 +138,28 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, repeats, 1, 1)[:, :channels] * (old / channels)
 
 
-def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channels: int) -> bool:
-    """Load ``state`` into ``network`` strictly; returns whether the head came along.
+def fit(
+    network: nn.Module, state: State, *, head: str, keep_head: bool, channels: int, backbone: str = ""
+) -> Fitted:
+    """Load ``state`` into ``network`` strictly.
 
     Three differences are allowed: the head (the module ``head``) where ``keep_head`` is false or its class count
     differs, which then keeps its fresh initialisation; a first layer for another number of input channels, which
-    is adapted (:func:`adapt_channels`); and BatchNorm's batch counters, which old files lack.
+    is adapted (:func:`adapt_channels`); and BatchNorm's batch counters, which old files lack. The weights of an image
+    classifier, which the network's ``backbone`` was cut out of, go there; the rest keeps its fresh initialisation.
     Raises CheckpointError naming the first keys that are missing, unexpected or of another shape.
     """
+    if backbone:
+        part = network.get_submodule(backbone)
+        own, whole = part.state_dict(), network.state_dict()
+        inner = _classifier_keys(state.tensors, own)
+        if len(inner) > sum(1 for k in _strip(state.tensors, whole) if k in whole):
+            cut = State(tensors=inner, source=state.source)
+            found = fit(part, cut, head="", keep_head=False, channels=channels)
+            return Fitted(head=False, loaded=frozenset(f"{backbone}.{k}" for k in found.loaded))
     wanted: dict[str, Tensor] = network.state_dict()
     tensors = _strip(state.tensors, wanted)
-    heads = head.split(",")
+    heads = [h for h in head.split(",") if h]
     in_head = {k for k in {*wanted, *tensors} if any(k == h or k.startswith(h + ".") for h in heads)}
     head_fits = {k for k in in_head if k in wanted} == {k for k in in_head if k in tensors} and all(
         wanted[k].shape == tensors[k].shape for k in in_head if k in wanted and k in tensors
@@ -176,7 +196,17 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
     if broken is not None:
         raise CheckpointError(f"{state.source}: {broken} holds NaN or infinity: these weights are damaged")
     network.load_state_dict(tensors, strict=False)
-    return with_head
+    return Fitted(head=with_head, loaded=frozenset(k for k in tensors if k in wanted))
+
+
+def _classifier_keys(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a whole classifier that a backbone cut out of it has, under the backbone's names.
+
+    timm's ``features_only`` networks write ``stages_0.`` for ``stages.0.``: names that differ in that alone meet.
+    """
+    flat = {k.replace("_", "."): k for k in own}
+    found = {flat[k.replace("_", ".")]: v for k, v in _strip(tensors, own).items() if k.replace("_", ".") in flat}
+    return found if len(flat) == len(own) else {k: v for k, v in tensors.items() if k in own}
 
 
 def _is_first_layer(found: Tensor, target: Tensor, channels: int) -> bool:

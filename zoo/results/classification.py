@@ -1,4 +1,4 @@
-"""What a network says of an image, as plain numpy records: shapes and units on every field, to_dict() and draw()."""
+"""One label for a whole image."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Object detectors; the edge zoo finds them through ``zoo_detect.plugin``."""

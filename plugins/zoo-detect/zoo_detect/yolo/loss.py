@@ -1,0 +1,77 @@
+"""What training minimises: wrong scores, boxes that miss, and distances whose distribution is off.
+
+References: X. Li et al., "Generalized Focal Loss", 2020, https://arxiv.org/abs/2006.04388 (scores against a quality
+between 0 and 1, equation 3; distances as distributions, equation 6); H. Rezatofighi et al., "Generalized Intersection
+over Union", 2019, https://arxiv.org/abs/1902.09630.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..boxes import iou_and_giou, pad
+from .assigner import assign
+from .head import BINS, Raw, boxes_of, cells, distances_of, flatten
+
+__all__ = ["distribution_loss", "quality_loss", "yolo_loss"]
+
+CLASS_WEIGHT, BOX_WEIGHT, DISTANCE_WEIGHT = 1.0, 2.0, 0.5
+"""The first two are TOOD's; the third is GFL's 0.25 for each side, of which the mean and not the sum is taken, doubled."""
+
+
+def yolo_loss(raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """``class``, ``box`` and ``distance``, weighted, each divided by the sum of the qualities that are to be reached.
+
+    ``targets``: for each image ``boxes`` (M, 4) xyxy in input pixels and ``classes`` (M,) int64. Computed in float32
+    whatever autocast says: alignment is a seventh power, of which bfloat16 has two digits.
+    """
+    device = raw[0][0].device
+    with torch.autocast(device.type, enabled=False):
+        logits, bins = flatten(raw)
+        centres, strides = cells(raw, logits.dtype)
+        boxes = boxes_of(distances_of(bins), centres, strides)
+        objects = pad(targets, device)
+        index, quality = assign(logits.detach().sigmoid(), boxes.detach(), centres, objects)
+        total = quality.sum().clamp(min=1.0)
+
+        wanted = F.one_hot(objects.classes.gather(1, index), logits.shape[2]) * quality[..., None]  # (N, A, C)
+        class_loss = quality_loss(logits, wanted).sum() / total
+
+        hits = quality > 0
+        weight = quality[hits]  # (P,)
+        truth = objects.boxes.gather(1, index[..., None].expand(-1, -1, 4))[hits]  # (P, 4)
+        _, giou = iou_and_giou(boxes[hits], truth)
+        box_loss = ((1 - giou) * weight).sum() / total
+
+        image, cell = hits.nonzero(as_tuple=True)
+        corner = centres[cell]
+        sides = torch.cat([corner - truth[:, :2], truth[:, 2:] - corner], dim=1) / strides[cell]  # (P, 4)
+        distance_loss = (distribution_loss(bins[image, cell], sides).mean(dim=1) * weight).sum() / total
+    return {
+        "class": CLASS_WEIGHT * class_loss,
+        "box": BOX_WEIGHT * box_loss,
+        "distance": DISTANCE_WEIGHT * distance_loss,
+    }
+
+
+def quality_loss(logits: Tensor, quality: Tensor) -> Tensor:
+    """Cross-entropy against a quality in 0..1, times the squared error of the score, so that what is nearly right
+    weighs little. Any shape, elementwise."""
+    error = (quality - logits.sigmoid()).square()
+    return error * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def distribution_loss(bins: Tensor, distance: Tensor) -> Tensor:
+    """Cross-entropy of a distribution over bins (..., BINS) with the two bins next to ``distance`` (...), each weighted
+    by how near it is. Distances beyond the last bin count as the last bin."""
+    distance = distance.clamp(0, BINS - 1)
+    lower = distance.floor().clamp(max=BINS - 2)
+    share = distance - lower
+    log_p = bins.log_softmax(dim=-1)
+    below = log_p.gather(-1, lower.long()[..., None])[..., 0]
+    above = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
+    return -(below * (1 - share) + above * share)

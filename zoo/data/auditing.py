@@ -1,0 +1,252 @@
+"""Finds what would spoil a training: images that cannot be read, boxes without area or beyond their image, masks that
+do not fit. The same examination serves the audit before training and `zoo data inspect`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError, ImageError
+from ..inputs import read_image
+from . import Dataset, Fault, Sample
+from .reading import ANY, plural, upright_size
+from .targets import VOID, Boxes, Mask
+
+__all__ = ["Examined", "audit_images", "clean", "examine", "examine_all", "judge"]
+
+_LEAST = 1e-3
+"""Pixels: a box less wide or high than this has no area; float rounding stays below it."""
+
+_BEYOND = 0.5
+"""Pixels: a box that reaches farther than this beyond its image is told of; less is rounding by the tool that wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Examined:
+    """What was found of one sample."""
+
+    sample: Sample
+    """With its boxes cut at the image's border, and without those that cannot be used."""
+    reason: str = ""
+    """Why the whole sample cannot be used; empty where it can."""
+    dropped: tuple[str, ...] = ()
+    """Why single boxes of it cannot be used."""
+    cut: int = 0
+    """Boxes that reached beyond the image."""
+    size: tuple[int, int] = (0, 0)
+    """(width, height) of the upright image; zeros where it cannot be read."""
+    counts: np.ndarray | None = None
+    """(K,) int64: images (0 or 1), objects that count, or pixels of each class."""
+
+
+def audit_images(
+    data: Dataset,
+    *,
+    max_bad_share: float,
+    progress: Callable[[int, int], None] | None,
+) -> Dataset:
+    """See :func:`zoo.data.audit`."""
+    if all(isinstance(s.target, int) and not isinstance(s.image, Path) for s in data):
+        return data  # arrays with a label were checked when the data set was opened
+    return judge(data, examine_all(data, decode=True, progress=progress), max_bad_share)
+
+
+def examine_all(
+    data: Dataset, *, decode: bool, progress: Callable[[int, int], None] | None = None
+) -> list[Examined]:
+    """:func:`examine` on every sample, in their order, several at a time."""
+    found: list[Examined] = []
+    look = partial(examine, labels=data.labels, decode=decode)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for done, one in enumerate(pool.map(look, data.samples), start=1):
+            found.append(one)
+            if progress is not None:
+                progress(done, len(data))
+    return found
+
+
+def examine(sample: Sample, labels: Sequence[str], *, decode: bool) -> Examined:
+    """Look at an image and its target.
+
+    ``decode`` reads every pixel of the image, as training will; without it the file is only checked for being whole,
+    in a fraction of the time and memory. Masks are read either way.
+    """
+    try:
+        size = _decoded(sample) if decode else _whole(sample)
+    except ImageError as error:
+        return Examined(sample=sample, reason=str(error))
+    target = sample.target
+    if isinstance(target, Boxes):
+        kept, dropped, cut = clean(target, *size, labels)
+        counts = np.bincount(kept.classes[~kept.ignore], minlength=len(labels))
+        return Examined(
+            sample=replace(sample, target=kept),
+            dropped=tuple(f"{sample.id}: {reason}" for reason in dropped),
+            cut=cut,
+            size=size,
+            counts=counts,
+        )
+    if isinstance(target, Mask):
+        reason, counts = _mask(target, size, labels)
+        return Examined(
+            sample=sample, reason=f"{sample.id}: {reason}" if reason else "", size=size, counts=None if reason else counts
+        )
+    return Examined(sample=sample, size=size, counts=np.bincount([target], minlength=len(labels)))
+
+
+def clean(boxes: Boxes, width: int, height: int, labels: Sequence[str]) -> tuple[Boxes, list[str], int]:
+    """Cut boxes at the border of their image, and leave out those that cannot be used.
+
+    Returns what is left, a reason for each that is left out, and how many reached beyond the image.
+    """
+    if not len(boxes):
+        return boxes, [], 0
+    given = boxes.boxes
+    border = np.asarray((width, height, width, height), np.float32)
+    cut = given.clip(0, border)
+    flat = ~((given[:, 2:] - given[:, :2]) >= _LEAST).all(axis=1)  # NaN is flat as well
+    outside = ~flat & ~((cut[:, 2:] - cut[:, :2]) >= _LEAST).all(axis=1)
+    reasons = []
+    for index in np.flatnonzero(flat | outside).tolist():
+        corners = ", ".join(f"{v:g}" for v in given[index].tolist())
+        why = "has no area" if flat[index] else f"lies outside the {width}x{height} image"
+        reasons.append(f"box {index + 1} ({labels[boxes.classes[index]]} {corners}) {why}")
+    keep = ~(flat | outside)
+    beyond = int((np.abs(given - cut)[keep] > _BEYOND).any(axis=1).sum())
+    return replace(boxes, boxes=cut).take(keep), reasons, beyond
+
+
+def _mask(mask: Mask, size: tuple[int, int], labels: Sequence[str]) -> tuple[str, np.ndarray]:
+    """Why a mask cannot be used (empty where it can), and the pixels of each class."""
+    none = np.zeros(len(labels), np.int64)
+    try:
+        its = mask.size()
+        if its != size:
+            swapped = its == size[::-1]
+            cure = "the image is turned upright by its EXIF orientation" if swapped else "give the mask of this image"
+            return f"its mask is {its[0]}x{its[1]}, the image {size[0]}x{size[1]}: {cure}", none
+        counts = np.bincount(mask.read().reshape(-1), minlength=VOID + 1)
+    except DataError as error:
+        return str(error), none
+    beyond = np.flatnonzero(counts[len(labels) : VOID])
+    if len(beyond):
+        return f"its mask holds class {len(labels) + int(beyond[0])}; the classes are 0 to {len(labels) - 1}", none
+    return "", counts[: len(labels)]
+
+
+def _decoded(sample: Sample) -> tuple[int, int]:
+    """Size of the upright image, once every pixel was read. Raises ImageError."""
+    image = sample.image
+    if not isinstance(image, Path):
+        return upright_size(image)
+    if image.suffix.lower() == ".npy":
+        return _array(image, sample.id)
+    whole = read_image(image, ANY, sample.id)
+    assert isinstance(whole, Image.Image)
+    return whole.size
+
+
+def _array(file: Path, name: str) -> tuple[int, int]:
+    size = upright_size(file, name)
+    dtype = np.load(file, mmap_mode="r", allow_pickle=False).dtype
+    if dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{name}: array of {dtype}; an image is (H, W[, C]) uint8 or uint16")
+    return size
+
+
+def _whole(sample: Sample) -> tuple[int, int]:
+    """Size of the upright image, once its file is known to be whole. Raises ImageError.
+
+    A JPEG is decoded at an eighth of its size, which reads all of the file; a PNG's checksums are computed.
+    """
+    image = sample.image
+    if not isinstance(image, Path):
+        return upright_size(image)
+    if image.suffix.lower() == ".npy":
+        return _array(image, sample.id)
+    size = upright_size(image, sample.id)
+    try:
+        with Image.open(image) as file:
+            if file.format == "PNG":
+                file.verify()
+            elif file.format == "JPEG":
+                file.draft("RGB", (1, 1))
+                file.load()
+    except Exception as error:  # whatever a decoder raises
+        raise ImageError(f"{sample.id}: damaged: {error}") from None
+    return size
+
+
+def judge(data: Dataset, examined: Iterable[Examined], max_bad_share: float) -> Dataset:
+    """The samples that can be used, with what is left out in ``faults``.
+
+    Raises DataError where more than ``max_bad_share`` of the images or of the boxes cannot be used, or where a class
+    loses its last image.
+    """
+    examined = list(examined)
+    total = len(data)
+    good = [e for e in examined if not e.reason]
+    bad = [Fault(id=e.sample.id, reason=e.reason) for e in examined if e.reason]
+    dropped = [Fault(id=e.sample.id, reason=reason) for e in good for reason in e.dropped]
+    if len(bad) > max_bad_share * total:
+        raise DataError(
+            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {_verb(data)}, more than "
+            f"{100 * max_bad_share:g} % (first: {bad[0].reason}): mend or remove them"
+        )
+    boxes = sum(len(e.sample.target) for e in good if isinstance(e.sample.target, Boxes)) + len(dropped)
+    if len(dropped) > max_bad_share * boxes:
+        raise DataError(
+            f"{data.root}: {len(dropped)} of {boxes} boxes of the {data.split} split have no area or lie outside their "
+            f"images, more than {100 * max_bad_share:g} % (first: {dropped[0].reason}): are they in pixels of these images?"
+        )
+    _check_lost(data, examined, (bad or dropped or [None])[0])
+    notes = list(data.notes)
+    beyond = [e for e in good if e.cut]
+    if beyond:
+        count = sum(e.cut for e in beyond)
+        notes.append(
+            f"{plural(count, 'box')} reached beyond the image and {'was' if count == 1 else 'were'} cut at its border "
+            f"(first: {beyond[0].sample.id})"
+        )
+    return replace(
+        data,
+        samples=tuple(e.sample for e in good),
+        faults=(*data.faults, *bad, *dropped),
+        notes=tuple(notes),
+    )
+
+
+def _verb(data: Dataset) -> str:
+    return "used" if isinstance(data[0].target, (Boxes, Mask)) else "read"
+
+
+def _check_lost(data: Dataset, examined: list[Examined], first: Fault | None) -> None:
+    """Raises DataError where a class that the split had is gone, or where there is nothing but background to learn."""
+    left = np.zeros(len(data.labels), np.int64)
+    for one in examined:
+        if not one.reason and one.counts is not None:
+            left += one.counts
+    if isinstance(data[0].target, Mask):
+        if data.split in ("train", "whole") and data.labels[0] == "background" and not left[1:].any():
+            raise DataError(f"{data.root}: no mask of the {data.split} split holds anything but background")
+        return
+    if first is None:
+        return
+    had = np.zeros(len(data.labels), bool)
+    for sample in data:
+        target = sample.target
+        had[target.classes[~target.ignore] if isinstance(target, Boxes) else target] = True
+    lost = np.flatnonzero(had & (left == 0))
+    if len(lost):
+        label = data.labels[int(lost[0])]
+        what = f"no box of class '{label}' can be used" if isinstance(data[0].target, Boxes) else (
+            f"no image of class '{label}' can be read"
+        )
+        raise DataError(f"{data.root}: {what} (first: {first.reason})")
