@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# the distributions beside the core, each in its own folder
+PARTS  := export plugins/zoo-timm plugins/zoo-classic plugins/zoo-segment plugins/zoo-detect
 READY  := $(VENV)/.ready
 # two processes, a test file to each: the fixtures of a file are made once
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -21,11 +23,11 @@ help:
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml export/pyproject.toml plugins/zoo-timm/pyproject.toml plugins/zoo-classic/pyproject.toml
+$(READY): requirements.lock pyproject.toml $(PARTS:%=%/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . -e export -e plugins/zoo-timm -e plugins/zoo-classic
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . $(PARTS:%=-e %)
 	touch $(READY)
 
 demo: setup
@@ -48,9 +50,8 @@ bench: setup
 lock:
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
-	  --no-annotate --upgrade --no-emit-package edgezoo --no-emit-package zoo-export --no-emit-package zoo-timm \
-	  --no-emit-package zoo-classic --all-extras --group dev -o requirements.lock \
-	  pyproject.toml export/pyproject.toml plugins/zoo-timm/pyproject.toml plugins/zoo-classic/pyproject.toml
+	  --no-annotate --upgrade --no-emit-package edgezoo $(patsubst %,--no-emit-package %,zoo-export $(notdir $(filter plugins/%,$(PARTS)))) \
+	  --all-extras --group dev -o requirements.lock pyproject.toml $(PARTS:%=%/pyproject.toml)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -139,6 +139,54 @@ DATASET_FORMATS = (
         load="zoo.data.csvfile:CsvFormat",
         tasks=("classify",),
     ),
+    DatasetFormat(
+        name="coco",
+        summary="COCO json, one file a split: boxes",
+        load="zoo.data.coco:CocoFormat",
+        tasks=("detect",),
+    ),
+    DatasetFormat(
+        name="yolo",
+        summary="YOLO: data.yaml, images/ and labels/ with one text file an image: boxes",
+        load="zoo.data.yolo:YoloFormat",
+        tasks=("detect",),
+    ),
+    DatasetFormat(
+        name="voc",
+        summary="Pascal VOC: Annotations/*.xml beside JPEGImages/: boxes",
+        load="zoo.data.voc:VocFormat",
+        tasks=("detect",),
+    ),
+    DatasetFormat(
+        name="csv-boxes",
+        summary="A CSV of path,xmin,ymin,xmax,ymax,label[,split]",
+        load="zoo.data.boxcsv:BoxCsvFormat",
+        tasks=("detect",),
+    ),
+    DatasetFormat(
+        name="voc-segment",
+        summary="Pascal VOC: SegmentationClass/ beside JPEGImages/: class maps",
+        load="zoo.data.masks:VocMaskFormat",
+        tasks=("segment",),
+    ),
+    DatasetFormat(
+        name="masks",
+        summary="Images and masks in two folders, one mask an image",
+        load="zoo.data.masks:MaskFormat",
+        tasks=("segment",),
+    ),
+    DatasetFormat(
+        name="coco-segment",
+        summary="COCO json, one file a split: outlines drawn as class maps",
+        load="zoo.data.coco:CocoMaskFormat",
+        tasks=("segment",),
+    ),
+    DatasetFormat(
+        name="yolo-segment",
+        summary="YOLO with outlines instead of boxes, drawn as class maps",
+        load="zoo.data.yolo:YoloMaskFormat",
+        tasks=("segment",),
+    ),
 )
 
 COMMANDS = (
@@ -155,6 +203,12 @@ COMMANDS = (
         group="find",
         summary="Say what this machine can train, export and run",
         load="zoo.cli.doctor:command",
+    ),
+    Command(
+        name="data",
+        group="find",
+        summary="Inspect a data set, or convert it to another format",
+        load="zoo.cli.data:command",
     ),
     Command(
         name="finetune",

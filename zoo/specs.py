@@ -303,6 +303,7 @@ _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "safetensors", "matplotlib", "torchmetrics"),
     "export": ("onnx", "onnxscript", "onnxslim", "zoo_export"),
     "edge": ("onnxruntime",),
+    "tiff": ("tifffile",),
 }
 
 

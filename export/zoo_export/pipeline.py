@@ -189,7 +189,7 @@ def export_bundle(
             basis = _basis(request, model, reference, show, note)
             if basis.dataset is not None and basis.dataset.faults:
                 statements.append(
-                    f"{len(basis.dataset.faults)} unreadable images were left out of the {basis.dataset.split} split."
+                    f"{len(basis.dataset.faults)} faulty images or boxes were left out of the {basis.dataset.split} split."
                 )
             source = Artifact(format="torch", precision="fp32", input=model.input, task=model.task, module=module)
             with tempfile.TemporaryDirectory(prefix=".work.", dir=folder) as name:
@@ -370,7 +370,7 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
     for fault in val.faults[:5]:
         note(f"left out: {fault.reason}")
     if len(val.faults) > 5:
-        note(f"left out: {len(val.faults) - 5} more unreadable images")
+        note(f"left out: {len(val.faults) - 5} more")
     return train, val
 
 

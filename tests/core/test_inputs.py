@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zoo.errors import ImageError
-from zoo.inputs import frame, normalise, preprocess, preprocess_batch, read_image, resize
+from zoo.inputs import fill_of, frame, normalise, prepare, preprocess, preprocess_batch, read_image, resize
 from zoo.parity.evidence import natural_images
 from zoo.specs import ImageInput
 
@@ -249,3 +250,119 @@ def test_a_batch_is_its_images() -> None:
     assert batch.dtype == np.float32
     for tensor, image in zip(batch, images, strict=True):
         np.testing.assert_array_equal(tensor, preprocess(image, RGB))
+
+
+# -- deeper pixels -------------------------------------------------------------------------------------------------
+
+
+def taps(size: int, out: int, low: float, high: float, interpolation: str) -> np.ndarray:
+    """(out, size) float64: the weights of an antialiased resize of ``low..high`` to ``out`` pixels, written down anew."""
+    scale = (high - low) / out
+    wide = max(1.0, scale)
+    at = np.abs((np.arange(size) + 0.5 - (low + (np.arange(out)[:, None] + 0.5) * scale)) / wide)
+    if interpolation == "bilinear":
+        weights = np.clip(1 - at, 0, None)
+    else:  # Keys 1981 with a = -0.5
+        near, far = 1.5 * at**3 - 2.5 * at**2 + 1, -0.5 * at**3 + 2.5 * at**2 - 4 * at + 2
+        weights = np.where(at < 1, near, np.where(at < 2, far, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def reference(pixels: np.ndarray, spec: ImageInput) -> np.ndarray:
+    """(C, H, W) float64, from (H, W, C) and the formulas alone: no rounding on the way."""
+    height, width = pixels.shape[:2]
+    where = frame(width, height, spec)
+    x0, y0, x1, y1 = where.place
+    across = taps(width, x1 - x0, where.box[0], where.box[2], spec.interpolation)
+    down = taps(height, y1 - y0, where.box[1], where.box[3], spec.interpolation)
+    out = np.empty((spec.height, spec.width, spec.channels))
+    out[...] = np.asarray(spec.fill or spec.peak * np.asarray(spec.mean))
+    values = across @ np.tensordot(down, pixels.astype(np.float64), 1)  # (h, W, C), then (h, w, C)
+    out[y0:y1, x0:x1] = values.clip(0, 65535) if spec.pixel == "uint16" else values
+    return ((out / spec.peak - np.asarray(spec.mean)) / np.asarray(spec.std)).transpose(2, 0, 1)
+
+
+DEEP = ImageInput(height=48, width=64, pixel="uint16")
+
+
+@pytest.mark.parametrize("size", [(200, 150), (150, 400), (30, 20), (64, 48), (50, 90)], ids=str)
+@pytest.mark.parametrize("resize_by", ["shortest", "squash", "letterbox"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sixteen_bits_come_through(size: tuple[int, int], resize_by: str, interpolation: str) -> None:
+    """Shrinking and growing, within one step of 65535 of float64; eight bits are a hundred times as far off."""
+    rng = np.random.default_rng(size[0])
+    smooth = natural_images(1, size[1], size[0], seed=7)[0].astype(float) * 257
+    pixels = (smooth + rng.uniform(-300, 300, smooth.shape)).clip(0, 65535).astype(np.uint16)
+    spec = replace(DEEP, resize=resize_by, interpolation=interpolation, crop=0.9 if resize_by != "letterbox" else 1.0)
+    steps = 65535 * np.asarray(spec.std)[:, None, None]
+    wanted = reference(pixels, spec)
+    assert np.abs((preprocess(pixels, spec) - wanted) * steps).max() < 1.0
+    eight = np.abs((preprocess(pixels, replace(spec, pixel="uint8")) - wanted) * steps)
+    assert eight.mean() > 20
+
+
+@pytest.mark.parametrize("size", [(200, 150), (30, 20)], ids=str)
+@pytest.mark.parametrize("resize_by", ["shortest", "letterbox"])
+def test_measurements_come_through(size: tuple[int, int], resize_by: str) -> None:
+    """Sixteen bands of a unit of their own, negative values and all, to seven digits of their range."""
+    spec = ImageInput(
+        height=48,
+        width=64,
+        channels=16,
+        color="bands",
+        resize=resize_by,
+        interpolation="bicubic",
+        mean=tuple(float(100 * k) for k in range(16)),
+        std=(500.0,) * 16,
+        pixel="float32",
+    )
+    rng = np.random.default_rng(1)
+    pixels = rng.normal(np.arange(16) * 100.0, 500.0, (size[1], size[0], 16)).astype(np.float32)
+    np.testing.assert_allclose(preprocess(pixels, spec), reference(pixels, spec), atol=2e-6 * 10)
+
+
+def test_the_size_that_is_wanted_already_is_left_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    spec = replace(DEEP, resize="squash")
+    assert resize(pixels, spec) is pixels
+    wanted = ((pixels / 65535 - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1)
+    np.testing.assert_allclose(normalise(pixels, spec), wanted, atol=2e-6)
+
+
+def test_an_image_is_the_same_at_any_depth() -> None:
+    """A photo of 8 bits gives a network of each pixel type the same values, but for the rounding of 8 bits."""
+    photo = natural_images(1, 100, 140, seed=4)[0]
+    shallow = preprocess(photo, replace(DEEP, pixel="uint8"))
+    for pixel in ("uint16", "float32"):
+        assert np.abs(preprocess(photo, replace(DEEP, pixel=pixel)) - shallow).max() < 1.2 / 255 / 0.224
+    tensor, where = prepare(photo, replace(DEEP, pixel="float32"))
+    assert tensor.dtype == np.float32
+    assert where == frame(140, 100, DEEP)
+
+
+def test_fill_is_in_the_networks_channel_order() -> None:
+    """As mean and std are: in BGR blue comes first, and each band has its own."""
+    mean = (0.1, 0.5, 0.9)
+    for spec in (
+        ImageInput(height=8, width=8, color="BGR", resize="letterbox", mean=mean, std=(1.0,) * 3),
+        ImageInput(height=8, width=8, color="bands", resize="letterbox", mean=mean, std=(1.0,) * 3),
+        ImageInput(height=8, width=8, color="BGR", resize="letterbox", mean=mean, std=(1.0,) * 3, pixel="float32"),
+    ):
+        tensor = preprocess(np.full((4, 8, 3), 200, np.uint8), spec)
+        np.testing.assert_allclose(tensor[:, 0, 0], 0, atol=0.51 / 255)  # a mean pixel is zero
+    explicit = ImageInput(height=8, width=8, color="BGR", resize="letterbox", fill=(10, 20, 30))
+    assert fill_of(explicit) == (30, 20, 10)
+    unit = ImageInput(height=8, width=8, resize="letterbox", fill=(0.25, -3.5, 0.0), pixel="float32")
+    assert fill_of(unit) == (0.25, -3.5, 0.0)
+
+
+def test_records_without_the_field_open() -> None:
+    """Manifests that were written before pixels had a type mean 8 bits."""
+    old = RGB.to_dict()
+    assert old.pop("pixel") == "uint8"
+    assert ImageInput.from_dict(old) == RGB
+    deep = replace(RGB, pixel="uint16", fill=(1, 2, 3))
+    assert ImageInput.from_dict(deep.to_dict()) == deep
+    assert deep.with_channels(6).pixel == "uint16"
+    with pytest.raises(ValueError, match="pixel is one of uint8, uint16, float32"):
+        replace(RGB, pixel="int8")

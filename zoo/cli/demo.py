@@ -1,4 +1,4 @@
-"""``zoo demo``: the whole path on handwritten digits, each step a command that a person could type."""
+"""``zoo demo``: the whole path on pictures that are at hand, each step a command that a person could type."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from .common import note, table
 
 OLD, NEW = range(5), range(5, 10)
 SEED = 7
-VAL_SHARE = 0.4  # enough held-out digits for the accuracy gate to reach a verdict
+VAL_SHARE = 0.4  # enough held-out images for the accuracy gate to reach a verdict
 
 # The device side: nothing of training or export may be there, so the process itself says what it loaded.
 DEVICE = """
@@ -26,11 +27,26 @@ from PIL import Image
 result.draw(Image.open(sys.argv[2])).save(sys.argv[3])
 heavy = sorted({"torch", "onnx", "timm", "lightning"} & set(sys.modules))
 assert not heavy, heavy
-print(f"{result.label} {result.score:.4f} {model.session.device}")
+print(f"{model.session.device}|{model.task.describe(result)}")
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What a task's training left: the data, and the run to export."""
+
+    data: Path
+    run: Path
+
+
 @click.command()
+@click.option(
+    "--task",
+    type=click.Choice(["classify", "segment", "detect"]),
+    default="classify",
+    show_default=True,
+    help="Digits; or shapes to be outlined, or to be boxed.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -39,25 +55,22 @@ print(f"{result.label} {result.score:.4f} {model.session.device}")
     help="Folder to work in; made anew.",
 )
 @click.option("--quick", is_flag=True, help="Fewer epochs: to see that it works, not how well.")
-def command(out: Path, quick: bool) -> None:
-    """See the whole path: a LeNet trained on the digits 0 to 4 learns 5 to 9, goes to ONNX in fp32 and int8, is
-    proved equal, packed, and run by a process without torch.
+def command(task: str, out: Path, quick: bool) -> None:
+    """See the whole path: train, adapt, go to ONNX in fp32 and int8, be proved equal, packed, and run by a process
+    without torch.
 
-    The images are the 1797 handwritten digits that scikit-learn carries.
+    classify: a LeNet learns the digits 0 to 4 (scikit-learn carries them), then 5 to 9. segment and detect: a small
+    U-Net or YOLO learns, from random weights, to find discs, squares and triangles in pictures made on the spot.
 
     \b
     Examples:
       zoo demo
-      zoo demo --out /tmp/demo
+      zoo demo --task detect --out /tmp/demo
     """
-    from ..errors import MissingPart, OutputError, ZooError
+    from ..errors import OutputError, ZooError
     from ..specs import resolve
 
     resolve("zoo.train.models:open_model", "zoo demo")
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingPart("scikit-learn, which carries the digits,", "pip install scikit-learn") from None
     marker = out / ".zoo-demo"
     if out.exists() and not marker.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} holds something that is not a demo: choose another --out")
@@ -66,35 +79,26 @@ def command(out: Path, quick: bool) -> None:
     out.mkdir(parents=True)
     marker.touch()
     began = time.monotonic()
-    digits = load_digits()
-    old, new = out / "digits-0-4", out / "digits-5-9"
-    _write_digits(digits.images, digits.target, old, OLD)
-    _write_digits(digits.images, digits.target, new, NEW)
-    note(f"wrote {len(digits.target)} digits to {old} and {new}")
-    base, tuned, bundle, packed = out / "base", out / "tuned", out / "bundle", out / "digits.zoo"
-    split = ["--val-share", str(VAL_SHARE), "--seed", str(SEED)]
-    epochs = "4" if quick else "12"
-    _zoo("finetune", "lenet5", "--weights", "none", "--data", old, "--out", base, "--epochs", epochs, *split)
-    _zoo("finetune", base, "--data", new, "--out", tuned, "--epochs", epochs, "--lr", "0.005", *split)
-    _zoo("evaluate", tuned, "--data", new)
-    _zoo("export", tuned, "--to", "onnx", "--precision", "fp32,int8", "--data", new, "--out", bundle)
+    made = _digits(out, quick) if task == "classify" else _shapes(task, out, quick)
+    bundle, packed = out / "bundle", out / f"{made.data.name}.zoo"
+    _zoo("evaluate", made.run, "--data", made.data)
+    _zoo("export", made.run, "--to", "onnx", "--precision", "fp32,int8", "--data", made.data, "--out", bundle)
     _zoo("pack", bundle, "--out", packed)
     _zoo("selftest", packed)
 
     from ..bundle import open_bundle
     from ..data import open_data
 
-    held_out = open_data(new, val_share=VAL_SHARE, seed=SEED).val
+    held_out = open_data(made.data, task=task, val_share=VAL_SHARE, seed=SEED).val
     sample = held_out[len(held_out) // 2]
-    photo, picture = new / sample.id, out / "prediction.png"
+    photo, picture = Path(str(sample.image)), out / "prediction.png"
     note(f'\n$ python -c \'import zoo.runtime; zoo.runtime.load("{packed}")("{photo}")\'')
     done = subprocess.run(
         [sys.executable, "-c", DEVICE, str(packed), str(photo), str(picture)], capture_output=True, text=True
     )
     if done.returncode:
         raise ZooError(f"the device process failed: {done.stderr.strip().splitlines()[-1:]}")
-    label, score, device = done.stdout.strip().split(" ", 2)
-    expected = held_out.labels[sample.target]
+    device, _, said = done.stdout.strip().partition("|")
     with open_bundle(packed) as opened:
         rows = []
         for artifact in opened.artifacts.values():
@@ -103,10 +107,47 @@ def command(out: Path, quick: bool) -> None:
             rows.append((artifact.name, f"{size:.0f}", artifact.status, gates))
     click.echo("")
     click.echo(table(rows, ("artefact", "kB", "status", "gates")))
-    click.echo(f"\na held-out {expected} is read as {label} ({100 * float(score):.1f} %) on {device}, without torch")
+    what = f"a held-out {held_out.labels[sample.target]}" if task == "classify" else f"held-out {sample.id}"
+    click.echo(f"\n{what} is read as {said} on {device}, without torch")
     click.echo(f"report:  {bundle / 'report.html'}")
     click.echo(f"picture: {picture}")
     click.echo(f"bundle:  {packed} ({packed.stat().st_size / 1e3:.0f} kB), {time.monotonic() - began:.0f} s in all")
+
+
+def _digits(out: Path, quick: bool) -> _Made:
+    from ..errors import MissingPart
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MissingPart("scikit-learn, which carries the digits,", "pip install scikit-learn") from None
+    digits = load_digits()
+    old, new = out / "digits-0-4", out / "digits-5-9"
+    _write_digits(digits.images, digits.target, old, OLD)
+    _write_digits(digits.images, digits.target, new, NEW)
+    note(f"wrote {len(digits.target)} digits to {old} and {new}")
+    base, tuned = out / "base", out / "tuned"
+    split = ["--val-share", str(VAL_SHARE), "--seed", str(SEED)]
+    epochs = "4" if quick else "12"
+    _zoo("finetune", "lenet5", "--weights", "none", "--data", old, "--out", base, "--epochs", epochs, *split)
+    _zoo("finetune", base, "--data", new, "--out", tuned, "--epochs", epochs, "--lr", "0.005", *split)
+    return _Made(data=new, run=tuned)
+
+
+def _shapes(task: str, out: Path, quick: bool) -> _Made:
+    from ..data.scenes import write_scenes
+
+    data, run = out / "shapes", out / "run"
+    count = 160 if quick else 400
+    write_scenes(data, task, count)
+    note(f"made {count} pictures of discs, squares and triangles in {data}")
+    network, side, epochs = ("unet", "96", (2, 12)) if task == "segment" else ("yolo", "160", (2, 30))
+    _zoo("data", "inspect", data, "--task", task, "--grid", out / "data.png")
+    _zoo(
+        "finetune", network, "--weights", "none", "--data", data, "--out", run, "--size", side,
+        "--epochs", epochs[0] if quick else epochs[1], "--val-share", VAL_SHARE, "--seed", SEED,
+    )  # fmt: skip
+    return _Made(data=data, run=run)
 
 
 def _write_digits(images, targets, folder: Path, wanted: range) -> None:  # type: ignore[no-untyped-def]

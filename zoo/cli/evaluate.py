@@ -138,9 +138,7 @@ def _open(data: str, task: str, split: str, format: str, val_share: float, seed:
     for text in dataset.notes:
         note(f"warning: {text}")
     if dataset.faults:
-        note(
-            f"warning: {len(dataset.faults)} images cannot be read and are left out (first: {dataset.faults[0].reason})"
-        )
+        note(f"warning: {len(dataset.faults)} faulty images or boxes are left out (first: {dataset.faults[0].reason})")
     return dataset
 
 

@@ -97,17 +97,22 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     type=click.FloatRange(0.0, 1.0, min_open=True),
     help="Each deeper group of layers learns this much slower.  [default: classify 0.5, others 0.7]",
 )
+@click.option("--weight-decay", type=click.FloatRange(0.0), help="[default: classify 0.05, segment 0.01, detect 0.03]")
 @click.option(
-    "--weight-decay", type=click.FloatRange(0.0), help="[default: classify 0.05, segment 0.01, detect 0.03]"
+    "--loss", default="", metavar="NAME", help="Of segmentation: ce+dice, focal, jaccard, …  [default: ce+dice]"
 )
-@click.option("--loss", default="", metavar="NAME", help="Of segmentation: ce+dice, focal, jaccard, …  [default: ce+dice]")
 @click.option(
     "--augment/--no-augment", default=None, help="Random crops, mirroring, colours.  [default: not for glyphs]"
 )
 @click.option("--flip/--no-flip", default=None, help="Mirroring alone.")
 @click.option("--randaugment", type=click.IntRange(0, 30), default=0, help="RandAugment's magnitude; 9 is usual.")
 @click.option("--mosaic", type=click.FloatRange(0.0, 1.0), help="Of detection: share of images put together from four.")
-@click.option("--mixup", type=click.FloatRange(0.0), default=0.0, help="Mixup's alpha, 0.2 is usual; of detection: share of images mixed with another.")
+@click.option(
+    "--mixup",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    help="Mixup's alpha, 0.2 is usual; of detection: share of images mixed with another.",
+)
 @click.option("--cutmix", type=click.FloatRange(0.0), default=0.0, help="CutMix's alpha; 1 is usual.")
 @click.option("--label-smoothing", "smoothing", type=SHARE, default=0.0, help="0.1 is usual.")
 @click.option(

@@ -49,9 +49,27 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     "--artifact", default=None, metavar="NAME", help="Which artefact (fp32, int8); by default the bundle's own choice."
 )
 @click.option("--top", default=3, type=click.IntRange(1), show_default=True, help="How many classes to tell.")
+@click.option(
+    "--confidence",
+    default=None,
+    type=click.FloatRange(0, 1),
+    help="Of a detector: boxes below it are not told.  [default: the bundle's]",
+)
+@click.option("--tile", default=None, type=click.IntRange(32), help="Cut large images into tiles of this many pixels.")
+@click.option(
+    "--overlap",
+    default=None,
+    type=click.IntRange(0),
+    help="How far tiles overlap, in pixels; alone: tiles of the network's size.",
+)
 @click.option("--out", default=None, type=click.Path(), help="New folder for the images with the answer drawn on them.")
 @click.option("--threads", default=None, type=click.IntRange(1), help="CPU threads for one image.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and image.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object a line and image; boxes and masks also as COCO annotations.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -59,6 +77,9 @@ def command(
     images: tuple[str, ...],
     artifact: str | None,
     top: int,
+    confidence: float | None,
+    tile: int | None,
+    overlap: int | None,
     out: str | None,
     threads: int | None,
     as_json: bool,
@@ -72,15 +93,21 @@ def command(
       zoo run digits.zoo photo.jpg
       zoo run digits.zoo photos/ 'more/**/*.png' --json > answers.jsonl
       zoo run digits.zoo photos/ --artifact int8 --out drawn/
+      zoo run cells.zoo photo.jpg --confidence 0.5 --out drawn/
+      zoo run fields.zoo orthophoto.tif --tile 512 --overlap 64 --out drawn/
     """
     paths = find_images(images)
-    predictor = load(bundle, artifact=artifact, threads=threads)
+    decode = {} if confidence is None else {"confidence": confidence}
+    predictor = load(bundle, artifact=artifact, threads=threads, decode=decode)
     rows: list[list[Any]] = []
     bad = 0
     with new_folder(Path(out)) if out else nullcontext() as folder:
-        for path in paths:
+        for index, path in enumerate(paths):
             try:
-                result = predictor(path)
+                if tile is None and overlap is None:
+                    result = predictor(path)
+                else:
+                    result = predictor.tiled(path, tile=tile, overlap=64 if overlap is None else overlap)
             except ImageError as error:
                 bad += 1
                 note(f"zoo: error: {error}")
@@ -89,6 +116,8 @@ def command(
                 continue
             if as_json:
                 answer = result.to_dict(top) if hasattr(result, "top") else result.to_dict()
+                if hasattr(result, "to_coco"):
+                    answer["annotations"] = result.to_coco(index)
                 click.echo(json.dumps({"image": str(path), **answer}, ensure_ascii=False))
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])

@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One sample that cannot be used, and why."""
+    """One image, or one box of an image, that cannot be used, and why."""
 
     id: str
     reason: str
@@ -56,7 +56,7 @@ class Dataset(Sequence[Sample]):
     root: Path
     format: str
     faults: tuple[Fault, ...] = ()
-    """Samples that :func:`audit` left out."""
+    """What was left out, and why: whole images, or single boxes of images that stay."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the data was read: ignored files, images that two splits share."""
 
@@ -192,7 +192,8 @@ def audit(
     max_bad_share: float = 0.1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Decode every image once; leave out those that cannot be read, kept in ``faults`` with the reason.
+    """Decode every image once; leave out those that cannot be read, whose mask does not fit, and boxes without area or
+    outside their image: all kept in ``faults`` with the reason.
 
     Raises DataError where more than ``max_bad_share`` of them are bad, or where a class loses its last image.
     """

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from . import Dataset, Sample
+from .boxcsv import names_boxes
 from .naming import SPLITS, split_of
 
 __all__ = ["CsvFormat"]
@@ -104,11 +105,13 @@ def _the(root: Path) -> Path:
 
 
 def _header(file: Path) -> tuple[str, dict[str, int]] | None:
-    """Delimiter, and which column is path, label and split; None where path or label is not there."""
+    """Delimiter, and which column is path, label and split; None where path or label is not there, or boxes are."""
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
         first = lines.readline(4096)
     for delimiter in ",;\t":
         names = [n.strip().strip('"').lower() for n in first.strip().split(delimiter)]
+        if names_boxes(names):
+            return None
         at = {what: i for what, known in _COLUMNS.items() for i, n in enumerate(names) if n in known}
         if "path" in at and "label" in at:
             return delimiter, at

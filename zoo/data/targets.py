@@ -98,7 +98,9 @@ class Mask:
             index = known.get(value, self.others)
             if index is None:
                 shown = value if stored.ndim == 2 and not _has_colours(self.values) else f"#{value:06x}"
-                raise DataError(f"{self._name}: value {shown} is no class: the data's classes are {_names(self.values)}")
+                raise DataError(
+                    f"{self._name}: value {shown} is no class: the data's classes are {_names(self.values)}"
+                )
             table[at] = index
         return table[inverse.reshape(stored.shape)]
 

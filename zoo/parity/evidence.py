@@ -66,7 +66,9 @@ class Kept(Sequence[Any]):
         item = self._items[index]
         if not isinstance(item, dict):
             return item
-        arrays = {k: np.frombuffer(zlib.decompress(data), dtype).reshape(shape) for k, (data, dtype, shape) in item.items()}
+        arrays = {
+            k: np.frombuffer(zlib.decompress(data), dtype).reshape(shape) for k, (data, dtype, shape) in item.items()
+        }
         return self._half.unpack(arrays, self._labels)[0]
 
 

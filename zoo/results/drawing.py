@@ -72,8 +72,9 @@ def font(picture: Image.Image) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def ink(paper: Colour) -> str:
-    """Black or white: the one that can be read on ``paper`` (luma of ITU-R BT.601)."""
-    return "black" if 0.299 * paper[0] + 0.587 * paper[1] + 0.114 * paper[2] > 140 else "white"
+    """Black or white: the one with more contrast on ``paper`` (WCAG's, with its gamma rounded to 2.2)."""
+    red, green, blue = ((v / 255) ** 2.2 for v in paper)
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "white"
 
 
 def fitted(text: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:

@@ -116,8 +116,10 @@ class Segmentation:
             strength[index] = 0 if index == background_index(self.labels) else 110
         alpha = strength[classes]
         edges = np.zeros(classes.shape, bool)
-        edges[:, :-1] |= classes[:, :-1] != classes[:, 1:]
-        edges[:-1] |= classes[:-1] != classes[1:]
+        for near, far in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+            differs = classes[near] != classes[far]
+            edges[near] |= differs
+            edges[far] |= differs
         alpha[edges & (alpha > 0)] = 255
         picture.paste(Image.fromarray(paint[classes]), mask=Image.fromarray(alpha))
         rows = [

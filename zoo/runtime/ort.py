@@ -22,6 +22,7 @@ class OrtSession:
     def __init__(self, session: onnxruntime.InferenceSession, threads: int) -> None:
         self._session = session
         self.input_name = session.get_inputs()[0].name
+        self.input_shape = tuple(d if isinstance(d, int) else None for d in session.get_inputs()[0].shape)
         self.output_names = tuple(output.name for output in session.get_outputs())
         self._all = list(self.output_names)
         provider = session.get_providers()[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,16 @@ class Predictor:
             return results
         return self._predict((images,))[0]  # type: ignore[arg-type]
 
+    def tiled(self, image: Source, *, tile: int | None = None, overlap: int = 64) -> Any:
+        """One result for one image of any size, cut into overlapping tiles that the network sees at their own pixels.
+
+        ``tile``: side of a tile in pixels, by default the network's input size; another one needs a graph of open
+        size (``zoo export --dynamic-size``). Raises ImageError, BundleError.
+        """
+        from .tiles import predict_tiled
+
+        return predict_tiled(self, image, tile=tile, overlap=overlap)
+
     def _predict(self, images: Sequence[Source]) -> list[Any]:
         tensor, frames = self.prepare(images)
         return self.task.decode(self.session.run(tensor, self._decoded), labels=self.labels, frames=frames)
@@ -66,8 +76,11 @@ class Predictor:
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """An already preprocessed (N, C, H, W) float32 tensor to the raw outputs. Raises ValueError on another shape."""
-        if tensor.ndim != 4 or tensor.shape[1:] != self.input.shape or tensor.dtype != np.float32:
-            c, h, w = self.input.shape
+        c, h, w = (size or want for size, want in zip(self.session.input_shape[1:], self.input.shape, strict=True))
+        fits = tensor.ndim == 4 and all(
+            want in (None, size) for size, want in zip(tensor.shape[1:], self.session.input_shape[1:], strict=True)
+        )
+        if not fits or tensor.dtype != np.float32:
             raise ValueError(
                 f"tensor is {tensor.dtype} {tensor.shape}; {self.bundle.name} takes float32 (N, {c}, {h}, {w})"
             )
@@ -83,11 +96,12 @@ def open_predictor(
     artifact: str | None = None,
     runtime: str | None = None,
     threads: int | None = None,
+    decode: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
     """See :func:`zoo.runtime.load`."""
     bundle = open_bundle(path)
-    return open_artifact(bundle, artifact, runtime=runtime, threads=threads, **options)
+    return open_artifact(bundle, artifact, runtime=runtime, threads=threads, decode=decode, **options)
 
 
 def open_artifact(
@@ -96,23 +110,35 @@ def open_artifact(
     *,
     runtime: str | None = None,
     threads: int | None = None,
+    decode: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
     """One artefact of an opened bundle. Raises BundleError, MissingPart, UnknownName."""
     entry = bundle.artifact(artifact)
     chosen = _choose(entry, runtime)
     session = chosen.resolve()(bundle.open_file(entry.file), threads=threads, **options)
-    task = open_half(bundle)
+    task = open_half(bundle, decode)
     return Predictor(bundle=bundle, artifact=entry, session=session, task=task)
 
 
-def open_half(bundle: Bundle) -> TaskHalf:
-    """The numpy half of the bundle's task, with the bundle's decode settings. Raises BundleError, UnknownName."""
+def open_half(bundle: Bundle, decode: Mapping[str, Any] | None = None) -> TaskHalf:
+    """The numpy half of the bundle's task, with the bundle's decode settings and a user's own over them.
+
+    Raises BundleError, UnknownName.
+    """
+    kind = find_task(bundle.task).resolve()
     try:
-        half: TaskHalf = find_task(bundle.task).resolve()(**bundle.manifest.get("decode", {}))
+        half: TaskHalf = kind(**bundle.manifest.get("decode", {}))
     except (TypeError, ValueError) as error:
         raise BundleError(f"{bundle.path}: manifest: decode: {error}") from None
-    return half
+    if not decode:
+        return half
+    for name in decode:
+        if name not in half.settings:
+            there = f"it has {', '.join(half.settings)}" if half.settings else "its task has none"
+            raise BundleError(f"{bundle.name} has no decode setting '{name}': {there}")
+    changed: TaskHalf = kind(**{**half.settings, **decode})
+    return changed
 
 
 def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:

@@ -19,6 +19,8 @@ class Session(Protocol):
     device: str
     """Where it runs, for reports: ``CPU (onnxruntime 1.32.0, CPUExecutionProvider, 2 threads)``."""
     output_names: tuple[str, ...]
+    input_shape: tuple[int | None, ...]
+    """(N, C, H, W) that it takes; None where it takes any."""
 
     def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """(N, C, H, W) float32 to the named outputs (all by default). The caller owns what comes back."""

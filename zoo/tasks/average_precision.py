@@ -21,6 +21,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 """Where precision is read off the curve."""
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Ranges of a box's area in square pixels, both ends inside."""
+_LOW, _HIGH = np.array(list(AREAS.values())).T[:, :, None]  # (R, 1) each
 MAX_DETECTIONS = 100
 """How many detections of one class and image are judged, the best first."""
 
@@ -59,13 +60,12 @@ def match_image(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, igno
     order = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
     boxes, scores = boxes[order].astype(np.float64), scores[order]
     objects = objects.astype(np.float64)
-    low, high = np.array(list(AREAS.values())).T[:, :, None]  # (R, 1) each
     sizes = box_areas(objects)
-    passed_over = ignore | (sizes < low) | (sizes > high)  # (R, G)
-    ious = _ious(boxes, objects, ignore)
+    passed_over = ignore | (sizes < _LOW) | (sizes > _HIGH)  # (R, G)
     matched = np.zeros((len(AREAS), len(IOUS), len(boxes)), bool)
     ignored = np.zeros_like(matched)
     if len(objects):
+        ious = _ious(boxes, objects, ignore)
         free = np.ones((len(AREAS), len(IOUS), len(objects)), bool)
         bounds = np.minimum(IOUS, 1 - 1e-10)[:, None]  # (T, 1)
         ranges, levels = np.indices(matched.shape[:2])
@@ -80,7 +80,7 @@ def match_image(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, igno
             ignored[:, :, at] = found & passed_over[ranges, taken]
             free[ranges, levels, taken] &= ~found
     areas = box_areas(boxes)
-    ignored |= ~matched & ((areas < low) | (areas > high))[:, None]
+    ignored |= ~matched & ((areas < _LOW) | (areas > _HIGH))[:, None]
     return Matched(scores=scores, matched=matched, ignored=ignored, objects=(~passed_over).sum(axis=1))
 
 

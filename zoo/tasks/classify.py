@@ -47,9 +47,7 @@ class Classify:
     def same_answer(self, results: Sequence[Classification], reference: Sequence[Classification]) -> np.ndarray:
         return np.asarray([a.index == b.index for a, b in zip(results, reference, strict=True)], dtype=bool)
 
-    def differences(
-        self, results: Sequence[Classification], reference: Sequence[Classification]
-    ) -> dict[str, float]:
+    def differences(self, results: Sequence[Classification], reference: Sequence[Classification]) -> dict[str, float]:
         return {}
 
     def meter(self, labels: Sequence[str]) -> ClassifyMeter:

@@ -139,8 +139,12 @@ class ArchitectureTests:
         with torch.inference_mode():
             first, second, again = (self.answers(record, n, images) for n in (one, two, one))
         for name in first:
-            assert torch.equal(first[name], again[name]), "two evaluations of one network differ: is something random in eval mode?"
-            assert torch.equal(first[name], second[name]), "the same seed builds different networks: draw from torch's own generator"
+            assert torch.equal(first[name], again[name]), (
+                "two evaluations of one network differ: is something random in eval mode?"
+            )
+            assert torch.equal(first[name], second[name]), (
+                "the same seed builds different networks: draw from torch's own generator"
+            )
 
     def test_images_of_a_batch_do_not_meet(self, record: Architecture) -> None:
         network = give_signal(self.build(record, 3, record.input.channels), self._spec(record))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
 from ..data import Dataset
 from ..data.targets import VOID, Boxes, Mask
 from ..errors import DataError

@@ -69,7 +69,9 @@ class DetectTrainer:
 
     def balance(self, data: Dataset) -> Tensor:
         """Detectors weigh their candidates themselves. Raises ZooError."""
-        raise ZooError("--balance is for classification and segmentation: a detector's loss evens out its candidates itself")
+        raise ZooError(
+            "--balance is for classification and segmentation: a detector's loss evens out its candidates itself"
+        )
 
     def mixer(self, classes: int, *, mixup: float, cutmix: float) -> nn.Module | None:
         """Mixing happens where the boxes are (:mod:`zoo.train.augment`). Raises ZooError for cutmix."""

@@ -226,9 +226,7 @@ class Fitting(L.LightningModule):  # type: ignore[misc]
             raise ZooError(
                 f"the validation loss became NaN or infinite in epoch {self.current_epoch + 1}: lower --lr (now {self.lr:.3g})"
             )
-        self.figures.update(
-            val_loss=float(total[1]) / count, val_metric=float(meter.compute()[self._task.metric_name])
-        )
+        self.figures.update(val_loss=float(total[1]) / count, val_metric=float(meter.compute()[self._task.metric_name]))
 
     def on_validation_model_eval(self) -> None:
         self.eval()

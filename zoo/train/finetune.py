@@ -268,7 +268,7 @@ class _Run:
         o, task = self.options, self.model.task.name
         if o.loss and o.loss not in self.half.losses:
             raise UnknownName(f"loss of task {task}", o.loss, self.half.losses)
-        if task != "classify" and (o.smoothing and task == "detect" or o.randaugment):
+        if task != "classify" and ((o.smoothing and task == "detect") or o.randaugment):
             raise ZooError(f"--{'randaugment' if o.randaugment else 'label-smoothing'} is not for task {task}")
         if task != "detect" and o.mosaic:
             raise ZooError(f"--mosaic is for detection, not for task {task}")
@@ -283,7 +283,7 @@ class _Run:
         if data.faults:
             first = data.faults[0]
             self.say(
-                f"warning: {len(data.faults)} images of the {data.split} split cannot be read and are left out (first: {first.reason})"
+                f"warning: {len(data.faults)} faulty images or boxes of the {data.split} split are left out (first: {first.reason})"
             )
         return data
 
@@ -748,9 +748,11 @@ class _Run:
         def step(batch: int) -> None:
             raw = network(torch.zeros(batch, *shape, device=device))
             target = self.half.target([placed] * batch)
-            target = target.to(device) if isinstance(target, Tensor) else [
-                {k: v.to(device) for k, v in t.items()} for t in target
-            ]
+            target = (
+                target.to(device)
+                if isinstance(target, Tensor)
+                else [{k: v.to(device) for k, v in t.items()} for t in target]
+            )
             loss = self.half.loss(network, raw, target)
             torch.autograd.backward(loss)
             network.zero_grad(set_to_none=True)

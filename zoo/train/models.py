@@ -109,7 +109,9 @@ def open_model(
         wanted = tuple(labels) if labels is not None else _numbered(num_classes) if num_classes else opened.labels
         recipe = _recipe(opened.input, channels, size)
         if options:
-            raise CheckpointError(f"{source} is a checkpoint and brings its own build options: leave out {', '.join(options)}")
+            raise CheckpointError(
+                f"{source} is a checkpoint and brings its own build options: leave out {', '.join(options)}"
+            )
         if wanted == opened.labels and recipe == opened.input:
             return opened
         built = _build(

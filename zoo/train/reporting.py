@@ -99,7 +99,10 @@ def samples_picture(data: Dataset, labels: Sequence[str], seen: Evaluation, coun
             continue
         if not isinstance(image, Image.Image):
             continue
-        pair = [truth(sample.target, labels, image).draw(image), seen.half.draw(image, seen.half.shown(seen.results[index]))]
+        pair = [
+            truth(sample.target, labels, image).draw(image),
+            seen.half.draw(image, seen.half.shown(seen.results[index])),
+        ]
         tiles.append((f"{sample.id[-40:]}   {seen.half.score_name} {100 * scores[index]:.1f} %", pair))
     figure = Figure(figsize=(13, 3.6 * max(1, -(-len(tiles) // 2))))
     axes = figure.subplots(max(1, -(-len(tiles) // 2)), 4, squeeze=False)

@@ -91,7 +91,9 @@ class SegmentTrainer:
     def mixer(self, classes: int, *, mixup: float, cutmix: float) -> nn.Module | None:
         """Class maps are not mixed. Raises ZooError where it is asked for."""
         if mixup or cutmix:
-            raise ZooError("--mixup and --cutmix are for classification (mixup also for detection), not for segmentation")
+            raise ZooError(
+                "--mixup and --cutmix are for classification (mixup also for detection), not for segmentation"
+            )
         return None
 
 

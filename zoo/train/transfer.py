@@ -45,9 +45,7 @@ class Policy:
         return 1 + min(backbone, math.ceil((epoch + 1 - self.head_first) * backbone / steps))
 
 
-def layer_groups(
-    network: nn.Module, first: Sequence[nn.Parameter], count: int = 4
-) -> list[list[nn.Parameter]]:
+def layer_groups(network: nn.Module, first: Sequence[nn.Parameter], count: int = 4) -> list[list[nn.Parameter]]:
     """The parameters in groups: ``first`` (the head's, or all that are new), then up to ``count`` of the rest from the
     back to the front.
 

@@ -138,9 +138,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, repeats, 1, 1)[:, :channels] * (old / channels)
 
 
-def fit(
-    network: nn.Module, state: State, *, head: str, keep_head: bool, channels: int, backbone: str = ""
-) -> Fitted:
+def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channels: int, backbone: str = "") -> Fitted:
     """Load ``state`` into ``network`` strictly.
 
     Three differences are allowed: the head (the module ``head``) where ``keep_head`` is false or its class count

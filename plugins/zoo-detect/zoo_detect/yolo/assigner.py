@@ -29,6 +29,8 @@ class Assignment(NamedTuple):
     """(N, A) int64: the object it answers for; 0 where it answers for none."""
     quality: Tensor
     """(N, A) float32 in 0..1: the score it is to reach for the object's class; 0 where it answers for none."""
+    share: Tensor
+    """(N, A) float32 in 0..1: its alignment as a share of that of the object's best cell."""
 
 
 @torch.no_grad()
@@ -49,9 +51,9 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Objects) -> 
     index = torch.where(chosen, iou, -1.0).argmax(dim=1)  # (N, A)
     won = chosen & (index[:, None] == torch.arange(chosen.shape[1], device=index.device)[:, None])
     alignment = torch.where(won, alignment, 0.0)
-    top_alignment = alignment.amax(dim=2, keepdim=True).clamp(min=torch.finfo(alignment.dtype).tiny)
+    share = alignment / alignment.amax(dim=2, keepdim=True).clamp(min=torch.finfo(alignment.dtype).tiny)
     top_iou = torch.where(won, iou, 0.0).amax(dim=2, keepdim=True)
-    return Assignment(index, (alignment / top_alignment * top_iou).amax(dim=1))
+    return Assignment(index, (share * top_iou).amax(dim=1), share.amax(dim=1))
 
 
 def _within(centres: Tensor, boxes: Tensor) -> Tensor:

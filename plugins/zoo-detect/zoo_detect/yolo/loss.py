@@ -35,22 +35,23 @@ def yolo_loss(raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tenso
         centres, strides = cells(raw, logits.dtype)
         boxes = boxes_of(distances_of(bins), centres, strides)
         objects = pad(targets, device)
-        index, quality = assign(logits.detach().sigmoid(), boxes.detach(), centres, objects)
+        index, quality, share = assign(logits.detach().sigmoid(), boxes.detach(), centres, objects)
         total = quality.sum().clamp(min=1.0)
 
         wanted = F.one_hot(objects.classes.gather(1, index), logits.shape[2]) * quality[..., None]  # (N, A, C)
         class_loss = quality_loss(logits, wanted).sum() / total
 
-        hits = quality > 0
-        weight = quality[hits]  # (P,)
+        hits = share > 0
+        weight = share[hits]  # (P,)
+        weight = weight / weight.sum().clamp(min=1.0)
         truth = objects.boxes.gather(1, index[..., None].expand(-1, -1, 4))[hits]  # (P, 4)
         _, giou = iou_and_giou(boxes[hits], truth)
-        box_loss = ((1 - giou) * weight).sum() / total
+        box_loss = ((1 - giou) * weight).sum()
 
         image, cell = hits.nonzero(as_tuple=True)
         corner = centres[cell]
         sides = torch.cat([corner - truth[:, :2], truth[:, 2:] - corner], dim=1) / strides[cell]  # (P, 4)
-        distance_loss = (distribution_loss(bins[image, cell], sides).mean(dim=1) * weight).sum() / total
+        distance_loss = (distribution_loss(bins[image, cell], sides).mean(dim=1) * weight).sum()
     return {
         "class": CLASS_WEIGHT * class_loss,
         "box": BOX_WEIGHT * box_loss,
