@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,13 +134,13 @@ def test_average_precision_is_pycocotools(seed: int) -> None:
     for index, label in enumerate(LABELS[:3]):
         assert rows[label]["AP@50:95"] == pytest.approx(table[:, :, index, 0, -1].mean(), abs=1e-9)
         assert rows[label]["AP@50"] == pytest.approx(table[0, :, index, 0, -1].mean(), abs=1e-9)
-    # without objects there is no average precision (COCO's -1), but every detection is wrong
+    # a class without objects is no part of the means (COCO's -1), but every detection of it is wrong
     assert (table[:, :, 3, 0, -1] == -1).all()
     assert rows["dust"] == {
         "label": "dust",
         "objects": 0,
-        "AP@50": None,
-        "AP@50:95": None,
+        "AP@50": 0.0,
+        "AP@50:95": 0.0,
         "precision": 0.0,
         "recall": 0.0,
     }
@@ -170,6 +171,17 @@ def test_more_than_a_hundred_detections_of_a_class_are_cut_as_by_coco() -> None:
     ours = figures(results, targets)
     assert [ours[name] for name in NAMES if name in ours] == pytest.approx([v for v in theirs if v >= 0], abs=1e-9)
     assert ours["mAP@50:95"] < 0.5
+
+
+@pytest.mark.parametrize(("order", "expected"), [([0, 1], 1.0), ([1, 0], 0.5)])
+def test_among_objects_that_are_overlapped_equally_the_later_one_is_taken(order: list[int], expected: float) -> None:
+    """The first detection overlaps both objects by 0.8; the second is right only where the upper one is left to it."""
+    objects = np.array([(0, 0, 10, 8), (0, 2, 10, 10)])[order]
+    results = [found([(0, 0, 10, 10), (0, 0, 10, 5.5)], [0.9, 0.8], [0, 0])]
+    targets = [Boxes.of(objects, [0, 0])]
+    ours = figures(results, targets)
+    assert ours["mAP@50"] == pytest.approx(expected, abs=0.01)
+    assert ours["mAP@50"] == pytest.approx(pycocotools_figures(results, targets)[0][1], abs=1e-9)
 
 
 def test_sizes_without_objects_are_left_out_and_counts_are_of_what_counts() -> None:
@@ -290,6 +302,37 @@ def test_match_finds_as_many_pairs_as_an_optimal_assignment_where_boxes_do_not_c
         best = iou[optimize.linear_sum_assignment(-iou)]
         matched = match([ours], [theirs])
         np.testing.assert_allclose(np.sort(matched.ious), np.sort(best[best >= 0.5]), atol=1e-5)
+
+
+def test_differences_and_descriptions() -> None:
+    task = Detect(confidence=0.25)
+    reference = found([(0, 0, 100, 100), (200, 200, 240, 240), (0, 0, 9, 9)], [0.9, 0.7, 0.1], [0, 1, 2])
+    candidate = found([(0, 0, 100, 90), (50, 50, 60, 60)], [0.8, 0.3], [0, 0])
+    figures = task.differences([candidate], [reference])
+    assert figures == {
+        "matched": 1,
+        "extra": 1,
+        "missing": 1,
+        "mean_iou": pytest.approx(0.9),
+        "lowest_iou": pytest.approx(0.9),
+        "mean_score_difference": pytest.approx(0.1),
+        "largest_score_difference": pytest.approx(0.1),
+    }
+    assert task.differences([found([], [], [])], [reference]) == {"matched": 0, "extra": 0, "missing": 2}
+    assert [d.label for d in task.shown(reference)] == ["red", "white"]
+    boxes = [(0, 0, 9, 9)] * 4
+    assert task.describe(found(boxes, [0.9, 0.8, 0.7, 0.6], [1, 2, 0, 2])) == "2 platelet, 1 red, 1 white"
+    assert task.describe(found([], [], [])) == "nothing"
+
+
+def test_meters_of_two_devices_are_merged() -> None:
+    results, targets = scenes(6)
+    one, two, whole = (pickle.loads(pickle.dumps(Detect().meter(LABELS))) for _ in range(3))
+    one.update(results[:15], targets[:15])
+    two.update(results[15:], targets[15:])
+    whole.update(results, targets)
+    one.merge(pickle.loads(pickle.dumps(two)))
+    assert one.compute() == whole.compute()
 
 
 # -- settings -------------------------------------------------------------------------------------------------------

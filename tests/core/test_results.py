@@ -256,6 +256,11 @@ def test_supervision_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 # -- drawing --------------------------------------------------------------------------------------------------------
 
 
+def colours_in(picture: Image.Image) -> set[tuple[int, ...]]:
+    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), 2, 0)
+    return {(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(red << 16 | green << 8 | blue).tolist()}
+
+
 def test_colours_differ_and_stay() -> None:
     colours = [colour(i) for i in range(80)]
     assert len(set(colours)) == 80
@@ -292,8 +297,7 @@ def test_drawn_boxes_lie_in_the_picture_and_leave_the_image_alone(size: tuple[in
     assert image.tobytes() == before
     factor = picture.width // size[0]
     assert picture.size == (size[0] * factor, size[1] * factor)
-    seen = {tuple(p) for p in np.asarray(picture).reshape(-1, 3)}
-    assert {colour(0), colour(1), colour(2)} <= seen
+    assert {colour(0), colour(1), colour(2)} <= colours_in(picture)
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
@@ -342,7 +346,7 @@ def test_a_drawn_map_leaves_the_image_alone_and_adds_a_legend(size: tuple[int, i
     assert image.tobytes() == before
     factor = picture.width // size[0]
     assert picture.height > size[1] * factor
-    assert colour(1) in {tuple(p) for p in np.asarray(picture)[size[1] * factor :].reshape(-1, 3)}
+    assert colour(1) in colours_in(picture.crop((0, size[1] * factor, *picture.size)))
 
 
 def test_a_map_is_drawn_translucent_with_edges_and_without_background(scene: Segmentation) -> None:
@@ -362,5 +366,4 @@ def test_many_classes_fill_a_legend_of_several_columns() -> None:
     picture = segmentation(classes, labels).draw(Image.new("RGB", (640, 480)))
     assert picture.width == 640
     assert 480 < picture.height < 480 + 150 * 20  # one column would be higher
-    shown = {tuple(p) for p in np.asarray(picture)[480:].reshape(-1, 3)}
-    assert {colour(i) for i in range(150)} <= shown
+    assert {colour(i) for i in range(150)} <= colours_in(picture.crop((0, 480, *picture.size)))

@@ -148,6 +148,32 @@ def test_same_answer_is_nearly_every_pixel() -> None:
     ten.flat[:10], eleven.flat[:11] = 1, 1
     same = Segment().same_answer([answer(m) for m in (base, ten, eleven)], [answer(base)] * 3)
     assert same.dtype == bool and same.tolist() == [True, True, False]
+    assert Segment().same_answer([], []).shape == (0,)
+
+
+def test_differences_and_descriptions() -> None:
+    task = Segment()
+    base, other = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
+    other[0, :4] = 2
+    other[1, :9] = 1
+    figures = task.differences([answer(base), answer(other)], [answer(base), answer(base)])
+    assert figures == {"mean_changed": pytest.approx(0.065), "most_changed": pytest.approx(0.13)}
+    assert task.differences([], []) == {}
+    assert task.describe(answer(other)) == "road 9.0 %, car 4.0 %"
+    assert task.describe(answer(base)) == "nothing"
+    assert task.describe(answer(np.arange(8)[None], tuple("abcdefgh"))).endswith("f 12.5 %, …")
+    assert task.shown(result := answer(base)) is result
+
+
+def test_meters_of_two_devices_are_merged() -> None:
+    answers, targets = maps(1)
+    results, masks = [answer(a) for a in answers], [truth(t) for t in targets]
+    one, two, whole = (Segment().meter(LABELS) for _ in range(3))
+    one.update(results[:5], masks[:5])
+    two.update(results[5:], masks[5:])
+    whole.update(results, masks)
+    one.merge(two)
+    assert one.compute() == whole.compute()
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "squash", "shortest"])

@@ -70,6 +70,12 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 @click.option(
     "--channels", type=click.IntRange(1, 64), help="Input channels; the first layer is adapted and keeps its weights."
 )
+@click.option(
+    "--pixel",
+    default="",
+    type=click.Choice(["", "uint8", "uint16", "float32"]),
+    help="Type in which images are kept: uint16 for 16 bits, float32 for measurements.  [default: uint8]",
+)
 @click.option("--size", type=SIZE, help="Input height and width in pixels.")
 @build_option
 @click.option(

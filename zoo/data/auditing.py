@@ -4,7 +4,7 @@ do not fit. The same examination serves the audit before training and `zoo data 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,12 +55,13 @@ def audit_images(
     """See :func:`zoo.data.audit`."""
     if all(isinstance(s.target, int) and not isinstance(s.image, Path) for s in data):
         return data  # arrays with a label were checked when the data set was opened
-    return judge(data, examine_all(data, decode=True, progress=progress), max_bad_share)
+    kept, refusals = judge(data, examine_all(data, decode=True, progress=progress), max_bad_share)
+    if refusals:
+        raise DataError(refusals[0])
+    return kept
 
 
-def examine_all(
-    data: Dataset, *, decode: bool, progress: Callable[[int, int], None] | None = None
-) -> list[Examined]:
+def examine_all(data: Dataset, *, decode: bool, progress: Callable[[int, int], None] | None = None) -> list[Examined]:
     """:func:`examine` on every sample, in their order, several at a time."""
     found: list[Examined] = []
     look = partial(examine, labels=data.labels, decode=decode)
@@ -96,7 +97,10 @@ def examine(sample: Sample, labels: Sequence[str], *, decode: bool) -> Examined:
     if isinstance(target, Mask):
         reason, counts = _mask(target, size, labels)
         return Examined(
-            sample=sample, reason=f"{sample.id}: {reason}" if reason else "", size=size, counts=None if reason else counts
+            sample=sample,
+            reason=f"{sample.id}: {reason}" if reason else "",
+            size=size,
+            counts=None if reason else counts,
         )
     return Examined(sample=sample, size=size, counts=np.bincount([target], minlength=len(labels)))
 
@@ -184,29 +188,30 @@ def _whole(sample: Sample) -> tuple[int, int]:
     return size
 
 
-def judge(data: Dataset, examined: Iterable[Examined], max_bad_share: float) -> Dataset:
-    """The samples that can be used, with what is left out in ``faults``.
-
-    Raises DataError where more than ``max_bad_share`` of the images or of the boxes cannot be used, or where a class
-    loses its last image.
-    """
-    examined = list(examined)
+def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> tuple[Dataset, list[str]]:
+    """What can be used, with what is left out in ``faults``; and why training should refuse even that (mostly nothing):
+    more than ``max_bad_share`` of the images or boxes cannot be used, or a class lost its last one."""
     total = len(data)
     good = [e for e in examined if not e.reason]
     bad = [Fault(id=e.sample.id, reason=e.reason) for e in examined if e.reason]
     dropped = [Fault(id=e.sample.id, reason=reason) for e in good for reason in e.dropped]
+    maps = any(isinstance(e.sample.target, Mask) for e in examined)
+    refusals = []
     if len(bad) > max_bad_share * total:
-        raise DataError(
-            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {_verb(data)}, more than "
-            f"{100 * max_bad_share:g} % (first: {bad[0].reason}): mend or remove them"
+        refusals.append(
+            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {'used' if maps else 'read'}, "
+            f"more than {100 * max_bad_share:g} % (first: {bad[0].reason}): mend or remove them"
         )
     boxes = sum(len(e.sample.target) for e in good if isinstance(e.sample.target, Boxes)) + len(dropped)
     if len(dropped) > max_bad_share * boxes:
-        raise DataError(
+        refusals.append(
             f"{data.root}: {len(dropped)} of {boxes} boxes of the {data.split} split have no area or lie outside their "
             f"images, more than {100 * max_bad_share:g} % (first: {dropped[0].reason}): are they in pixels of these images?"
         )
-    _check_lost(data, examined, (bad or dropped or [None])[0])
+    lost = _lost(data, examined)
+    if lost:
+        first = next((f" (first: {fault.reason})" for fault in (*bad, *dropped)), "")
+        refusals.append(f"{data.root}: {lost}{first}")
     notes = list(data.notes)
     beyond = [e for e in good if e.cut]
     if beyond:
@@ -215,38 +220,27 @@ def judge(data: Dataset, examined: Iterable[Examined], max_bad_share: float) -> 
             f"{plural(count, 'box')} reached beyond the image and {'was' if count == 1 else 'were'} cut at its border "
             f"(first: {beyond[0].sample.id})"
         )
-    return replace(
-        data,
-        samples=tuple(e.sample for e in good),
-        faults=(*data.faults, *bad, *dropped),
-        notes=tuple(notes),
+    kept = replace(
+        data, samples=tuple(e.sample for e in good), faults=(*data.faults, *bad, *dropped), notes=tuple(notes)
     )
+    return kept, refusals
 
 
-def _verb(data: Dataset) -> str:
-    return "used" if isinstance(data[0].target, (Boxes, Mask)) else "read"
-
-
-def _check_lost(data: Dataset, examined: list[Examined], first: Fault | None) -> None:
-    """Raises DataError where a class that the split had is gone, or where there is nothing but background to learn."""
-    left = np.zeros(len(data.labels), np.int64)
-    for one in examined:
+def _lost(data: Dataset, examined: Sequence[Examined]) -> str:
+    """Which class has lost all it had, or that there is nothing but background to learn; empty where all is well."""
+    had, left = np.zeros(len(data.labels), bool), np.zeros(len(data.labels), np.int64)
+    for one, sample in zip(examined, data, strict=True):
         if not one.reason and one.counts is not None:
             left += one.counts
-    if isinstance(data[0].target, Mask):
-        if data.split in ("train", "whole") and data.labels[0] == "background" and not left[1:].any():
-            raise DataError(f"{data.root}: no mask of the {data.split} split holds anything but background")
-        return
-    if first is None:
-        return
-    had = np.zeros(len(data.labels), bool)
-    for sample in data:
-        target = sample.target
-        had[target.classes[~target.ignore] if isinstance(target, Boxes) else target] = True
-    lost = np.flatnonzero(had & (left == 0))
-    if len(lost):
-        label = data.labels[int(lost[0])]
-        what = f"no box of class '{label}' can be used" if isinstance(data[0].target, Boxes) else (
-            f"no image of class '{label}' can be read"
-        )
-        raise DataError(f"{data.root}: {what} (first: {first.reason})")
+        if isinstance(sample.target, Boxes):
+            had[sample.target.classes[~sample.target.ignore]] = True
+        elif isinstance(sample.target, int):
+            had[sample.target] = True
+    gone = np.flatnonzero(had & (left == 0))
+    if len(gone):
+        what, verb = ("box", "used") if isinstance(data[0].target, Boxes) else ("image", "read")
+        return f"no {what} of class '{data.labels[int(gone[0])]}' can be {verb}"
+    learns = data.split in ("train", "whole") and any(isinstance(sample.target, Mask) for sample in data)
+    if learns and data.labels[0] == "background" and not left[1:].any():
+        return f"no mask of the {data.split} split holds anything but background"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Sequence
@@ -14,7 +15,17 @@ import numpy as np
 from ..errors import DataError, ImageError
 from . import Dataset, Fault, Sample
 from .naming import SUFFIXES, hidden, split_of
-from .reading import Finder, by_split, folders_in, identify, plural, refuse_faults, split_in, upright_size, wanted_splits
+from .reading import (
+    Finder,
+    by_split,
+    folders_in,
+    identify,
+    plural,
+    refuse_faults,
+    split_in,
+    upright_size,
+    wanted_splits,
+)
 from .targets import Boxes
 
 __all__ = ["BoxCsvFormat", "names_boxes"]
@@ -65,7 +76,7 @@ class BoxCsvFormat:
             found = _find_images(layout[part], part)
             for name, entry in layout[part].items():
                 image = found[name] or entry.file.parent / name  # the audit tells that it is missing
-                id = identify(image, root)
+                id = identify(image, root) if found[name] else name
                 known = [b for b in entry.boxes if b.label in index]
                 refused += [
                     Fault(id=id, reason=f"{entry.file}, line {b.line}: '{b.label}' occurs in {part} but not in train")
@@ -100,10 +111,8 @@ class _Entry:
 def _boxes(image: Path, entry: _Entry, boxes: Sequence[_Box], index: dict[str, int]) -> Boxes:
     corners = np.asarray([b.corners for b in boxes], np.float64).reshape(-1, 4)
     if entry.shares and boxes:
-        try:
+        with contextlib.suppress(ImageError):  # the audit tells of it
             corners = corners * np.asarray(upright_size(image) * 2)
-        except ImageError:
-            pass  # the audit says what is wrong with it
     return Boxes.of(corners, [index[b.label] for b in boxes], [b.ignore for b in boxes])
 
 
@@ -145,9 +154,9 @@ def _dialect(file: Path) -> tuple[str, dict[str, int], bool] | None:
         at = _header(cells)
         if all(key in at for key in _NEEDED):
             return delimiter, at, True
-        if len(cells) == 6 and Path(cells[0].strip('"')).suffix.lower() in SUFFIXES:
-            if all(_is_number(c) for c in cells[1:5]) or not any(c.strip() for c in cells[1:]):
-                return delimiter, _WITHOUT_HEADER, False
+        names_image = len(cells) == 6 and Path(cells[0].strip('"')).suffix.lower() in SUFFIXES
+        if names_image and (all(_is_number(c) for c in cells[1:5]) or not any(c.strip() for c in cells[1:])):
+            return delimiter, _WITHOUT_HEADER, False
     return None
 
 

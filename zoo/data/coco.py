@@ -5,6 +5,7 @@ Format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -86,7 +87,7 @@ class CocoFormat:
                 )
             for image in images:
                 path = found[image.name] or file.parent / image.name  # the audit tells that it is missing
-                id = identify(path, root)
+                id = identify(path, root) if found[image.name] else image.name
                 fault = size_fault(path, id, (image.width, image.height))
                 if fault:
                     unusable.append(Fault(id=id, reason=fault))
@@ -142,10 +143,8 @@ class CocoMaskFormat(CocoFormat):
     def _target(self, file: Path, image: _Image, path: Path, refused: list[Fault]) -> Any:
         width, height = image.width, image.height
         if min(width, height) < 1:
-            try:
+            with contextlib.suppress(DataError):  # the audit tells of it
                 width, height = upright_size(path)
-            except DataError:
-                pass  # the audit tells of it
         shapes = []
         for thing in image.objects:
             try:

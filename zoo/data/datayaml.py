@@ -60,7 +60,8 @@ def read_data_yaml(file: Path) -> dict[str, Value]:
 
 def _sections(file: Path, text: str) -> Iterator[tuple[str, list[_Line]]]:
     """Each key that starts in the first column, and its lines; the first is what stands behind the key."""
-    key, lines, depth = "", [], 0
+    key, depth = "", 0
+    lines: list[_Line] = []
     for number, raw in enumerate(text.splitlines(), start=1):
         line = _Line(number, _bare(raw))
         if not line.text or line.text == "---":

@@ -193,4 +193,3 @@ class Finder:
                 parts = path.relative_to(base).parts[:-1]
                 usual = any(part.lower() in IMAGE_FOLDERS for part in parts)
                 yield (split is None, not usual, len(parts)), path
-

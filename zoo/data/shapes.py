@@ -60,7 +60,7 @@ class PaintedMask(Mask):
 
     def key(self) -> bytes:
         """What a data set's fingerprint holds of it."""
-        digest = hashlib.sha256(f"{self.width} {self.height} {sorted(self.values.items())}".encode())  # type: ignore[type-var]
+        digest = hashlib.sha256(f"{self.width} {self.height} {sorted(self.values.items())}".encode())
         for shape in self.shapes:
             digest.update(f"\n{shape.value}".encode())
             for array in (*shape.outlines, *(() if shape.runs is None else (shape.runs,))):
@@ -113,7 +113,7 @@ def _signed_area(outline: np.ndarray) -> float:
 def _from_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W) bool."""
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(width, height).T
+    return np.asarray(flat.reshape(width, height).T)
 
 
 def encode_runs(mask: np.ndarray) -> list[int]:

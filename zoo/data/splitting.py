@@ -13,14 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from ..builtin import DATASET_FORMATS
-from ..errors import DataError, UnknownName, nearest
+from ..errors import DataError, MissingPart, PluginError, UnknownName, nearest
 from ..specs import DatasetFormat
 from . import Dataset, Format, Sample, Splits
 from .auditing import audit_images
 from .naming import images_in
 from .targets import Boxes, Mask
 
-__all__ = ["assemble", "audit_images", "divide", "find_format", "open_splits", "recognise", "shared_images"]
+__all__ = [
+    "assemble",
+    "audit_images",
+    "check_brought",
+    "choose_format",
+    "divide",
+    "find_format",
+    "open_splits",
+    "recognise",
+    "shared_images",
+]
 
 
 def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: int) -> Splits:
@@ -30,7 +40,12 @@ def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: i
     reader = find_format(root, task, format)
     brought = reader.splits(root)
     check_brought(root, brought)
-    return assemble({name: reader.open(root, name or None) for name in brought or ("",)}, val_share, seed)
+    splits = assemble({name: reader.open(root, name or None) for name in brought or ("",)}, val_share, seed)
+    return Splits(
+        train=splits.train,
+        val=_note_shared(splits.val, splits.train),
+        test=None if splits.test is None else _note_shared(splits.test, splits.train),
+    )
 
 
 def check_brought(root: Path, brought: Iterable[str]) -> None:
@@ -47,43 +62,55 @@ def assemble(parts: Mapping[str, Dataset], val_share: float = 0.2, seed: int = 0
     """
     train = parts["train"] if "train" in parts else parts[""]
     _check_classes(train)
-    val, test = parts.get("val"), parts.get("test")
+    val = parts.get("val")
     if val is None:
         train, val = divide(train, val_share, seed)
     elif not len(val):
-        raise DataError(
-            f"{train.root}: the val split is empty: fill it, or remove it to have one set aside from train"
-        )
+        raise DataError(f"{train.root}: the val split is empty: fill it, or remove it to have one set aside from train")
     else:
         _check_objects(val)
-    return Splits(train=train, val=_note_shared(val, train), test=None if test is None else _note_shared(test, train))
+    return Splits(train=train, val=val, test=parts.get("test"))
 
 
 def find_format(root: Path, task: str = "classify", format: str = "") -> Format:
     """The named format, or the one that recognises ``root``. Raises DataError, UnknownName."""
+    return _reader(choose_format(root, task, format))
+
+
+def choose_format(root: Path, task: str = "", format: str = "") -> DatasetFormat:
+    """The record of the named format, or of the one that recognises ``root``; for any task where none is given.
+
+    Raises DataError, UnknownName.
+    """
+    fitting = [s for s in _formats() if not task or task in s.tasks]
     if format:
-        specs = [s for s in _formats() if task in s.tasks and s.name == format]
-        if not specs:
-            raise UnknownName("dataset format", format, (s.name for s in _formats() if task in s.tasks))
+        spec = next((s for s in fitting if s.name == format), None)
+        if spec is None:
+            raise UnknownName("dataset format", format, (s.name for s in fitting))
         _check_root(root)
-        return _reader(specs[0])
+        return spec
     _check_root(root)
-    mine = (s for s in _formats() if task in s.tasks and s.name != "folders")
-    spec = next((s for s in mine if _reader(s).sniff(root)), None)
+    spec = next((s for s in fitting if s.name != "folders" and _recognises(s, root)), None)
     if spec is None:
         # a tree of folders is what everything looks like, so it counts only where nothing else is recognised
         found = recognise(root)
-        if not found or task not in found[0].tasks:
+        if not found or (task and task not in found[0].tasks):
             raise DataError(f"{root} {_what_is(root, found, task)}")
         spec = found[0]
-    return _reader(spec)
+    return spec
 
 
 def recognise(root: Path) -> list[DatasetFormat]:
     """The formats that ``root`` looks like, whatever their task; the first is the likeliest. Raises DataError."""
     _check_root(root)
-    # the sort is stable: the order of registration holds for all but folders
-    return [spec for spec in sorted(_formats(), key=lambda s: s.name == "folders") if _reader(spec).sniff(root)]
+    return [spec for spec in sorted(_formats(), key=lambda s: s.name == "folders") if _recognises(spec, root)]
+
+
+def _recognises(spec: DatasetFormat, root: Path) -> bool:
+    try:
+        return _reader(spec).sniff(root)
+    except (PluginError, MissingPart):
+        return False  # one broken plugin does not take the others down; `zoo plugins` tells of it
 
 
 def _reader(spec: DatasetFormat) -> Format:
@@ -113,12 +140,13 @@ def _check_root(root: Path) -> None:
 
 def _what_is(root: Path, found: list[DatasetFormat], task: str) -> str:
     """What ``root`` is instead of data for ``task``, and the cure."""
-    others = [spec for spec in found if task not in spec.tasks]
-    if others:
-        one = others[0]
-        tasks = " or ".join(sorted({t for spec in others for t in spec.tasks}))
-        return f"looks like {one.name} ({one.summary[0].lower() + one.summary[1:]}), which is data for {tasks}, not for {task}"
-    cure = "give " + ", ".join(f"{s.name} ({s.summary})" for s in _formats() if task in s.tasks)
+    if found:
+        tasks = " or ".join(
+            sorted({t for spec in found if spec.name != "folders" for t in spec.tasks}) or found[0].tasks
+        )
+        return f"looks like {found[0].name} ({found[0].summary}), which is data for {tasks}, not for {task}"
+    fitting = ", ".join(f"{s.name} ({s.summary})" for s in _formats() if task in s.tasks)
+    cure = f"give {fitting}" if fitting else f"known are {', '.join(s.name for s in _formats())}"
     if task == "classify":
         cure = "give a folder with one folder a class, a CSV of path,label, or idx files"
     if root.is_file():
@@ -128,7 +156,7 @@ def _what_is(root: Path, found: list[DatasetFormat], task: str) -> str:
         what = "is empty"
     else:
         images, _ = images_in(root)
-        missing = "class folders" if task == "classify" else f"annotations for {task} that are known"
+        missing = {"": "annotations that are known", "classify": "class folders"}.get(task, f"annotations for {task}")
         what = f"holds {len(images)} images but no {missing}" if images else "holds no images"
     return f"{what}: {cure}"
 

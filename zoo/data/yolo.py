@@ -191,12 +191,16 @@ def _layout(root: Path) -> _Layout:
         raise DataError(f"{root} has {identify(pairs[''][0], root)}/ beside its splits: move it out")
     names = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
     if names is None:
-        raise DataError(f"{root}: nothing names its classes: add a data.yaml with names, or a classes.txt with one a line")
+        raise DataError(
+            f"{root}: nothing names its classes: add a data.yaml with names, or a classes.txt with one a line"
+        )
     try:
         labels = tuple(x.strip() for x in names.read_text(encoding="utf-8-sig").splitlines() if x.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{names}: cannot be read: {error}") from None
-    images = {split: [image for folder in folders for image in images_in(folder)[0]] for split, folders in pairs.items()}
+    images = {
+        split: [image for folder in folders for image in images_in(folder)[0]] for split, folders in pairs.items()
+    }
     return _Layout(names=_unique(names, labels), images=images, notes=())
 
 

@@ -216,7 +216,7 @@ def _run_lengths(mask: np.ndarray) -> str:
     lengths = np.diff(ends, prepend=0, append=flat.size)
     if flat[0]:
         lengths = np.concatenate(([0], lengths))
-    lengths[3:] -= lengths[1:-2].copy()
+    lengths[3:] -= lengths[1:-2]
     code = bytearray()
     for value in lengths.tolist():
         while True:

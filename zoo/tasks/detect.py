@@ -41,6 +41,7 @@ class Detect:
     metric_name = "mAP@50:95"
     score_name = "AP@50:95 of an image"
     deciding = "scores"
+    draws_on_image = True
 
     def __init__(self, *, confidence: float = 0.25, iou: float = 0.6, max_detections: int = 100) -> None:
         for name, value in (("confidence", confidence), ("iou", iou)):
@@ -93,6 +94,17 @@ class Detect:
         rows = rows[np.argsort(-rows[:, 4], kind="stable")[: self.max_detections]]
         return rows[:, :4], rows[:, 4], np.rint(rows[:, 5]).astype(np.int64)
 
+    def shown(self, result: Detections) -> Detections:
+        """Those above the confidence in force."""
+        return result.above(self.confidence)
+
+    def describe(self, result: Detections) -> str:
+        """How many of each class, the most frequent first."""
+        counts = np.bincount(result.classes, minlength=len(result.labels))
+        present = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i]]
+        said = ", ".join(f"{counts[i]} {result.labels[i]}" for i in present[:6])
+        return f"{said}, …" if len(present) > 6 else said or "nothing"
+
     def sample_scores(self, results: Sequence[Detections], targets: Sequence[Boxes]) -> np.ndarray:
         """The mean, over the classes that count in an image, of the average precision on that image alone.
 
@@ -117,9 +129,20 @@ class Detect:
         0.9 or more with one of the other's."""
         same = np.zeros(len(results), bool)
         for at, (ours, theirs) in enumerate(zip(results, reference, strict=True)):
-            found = match([ours.above(self.confidence)], [theirs.above(self.confidence)], least=SAME_IOU)
+            found = match([self.shown(ours)], [self.shown(theirs)], least=SAME_IOU)
             same[at] = not (found.extra or found.missing)
         return same
+
+    def differences(self, results: Sequence[Detections], reference: Sequence[Detections]) -> dict[str, float]:
+        """Of the boxes above the confidence in force, paired by :func:`match`: how many, how far they overlap, how far
+        their scores differ (none of these where nothing is paired), and how many have no partner."""
+        found = match([self.shown(r) for r in results], [self.shown(r) for r in reference])
+        figures: dict[str, float] = {"matched": len(found.ious), "extra": found.extra, "missing": found.missing}
+        if len(found.ious):
+            off = np.abs(found.score_differences)
+            figures["mean_iou"], figures["lowest_iou"] = float(found.ious.mean()), float(found.ious.min())
+            figures["mean_score_difference"], figures["largest_score_difference"] = float(off.mean()), float(off.max())
+        return figures
 
     def meter(self, labels: Sequence[str]) -> DetectMeter:
         return DetectMeter(labels, self.confidence)
@@ -174,7 +197,7 @@ class Detect:
 
     def draw(self, image: Image.Image, result: Detections) -> Image.Image:
         """Those above the confidence in force."""
-        return result.above(self.confidence).draw(image)
+        return self.shown(result).draw(image)
 
 
 class DetectMeter:
@@ -185,7 +208,8 @@ class DetectMeter:
     ``objects``. Ignored objects are treated as COCO's crowds. Without any object the means are 0.
 
     ``classes`` holds a row for each class that has objects or is wrongly detected above the confidence: ``AP@50`` and
-    ``AP@50:95`` (None without objects), ``precision`` and ``recall`` at that confidence and an IoU of 0.5 (0/0 is 0).
+    ``AP@50:95`` (0 without objects, and then not part of the means), ``precision`` and ``recall`` at that confidence
+    and an IoU of 0.5 (0/0 is 0).
     """
 
     def __init__(self, labels: Sequence[str], confidence: float) -> None:
@@ -199,6 +223,11 @@ class DetectMeter:
             self._images += 1
             for index, matched in _by_class(result, target).items():
                 self._parts[index].append(matched)
+
+    def merge(self, other: DetectMeter) -> None:
+        self._images += other._images
+        for index, parts in other._parts.items():
+            self._parts[index] += parts
 
     def compute(self) -> dict[str, Any]:
         rows = []
@@ -217,8 +246,8 @@ class DetectMeter:
                     {
                         "label": self._labels[index],
                         "objects": count,
-                        "AP@50": float(average[0, 0]) if count else None,
-                        "AP@50:95": float(average[0].mean()) if count else None,
+                        "AP@50": float(average[0, 0]) if count else 0.0,
+                        "AP@50:95": float(average[0].mean()) if count else 0.0,
                         "precision": right / (right + wrong) if right + wrong else 0.0,
                         "recall": right / count if count else 0.0,
                     }

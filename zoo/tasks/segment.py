@@ -18,9 +18,9 @@ from . import Outputs
 
 __all__ = ["Segment"]
 
-SAME_PIXELS = 0.999
-"""Share of the pixels on which two networks must agree to have said the same. Not all: along the border of a region
-two classes are level, and a change in the last digit moves single pixels of it, a few in ten thousand."""
+CHANGED_PIXELS = 0.001
+"""Share of an image's pixels on which two networks may differ and still have said the same. Not none: along the border
+of a region two classes are level, and a change in the last digit moves single pixels of it, a few in ten thousand."""
 
 
 class Segment:
@@ -33,6 +33,7 @@ class Segment:
     metric_name = "mIoU"
     score_name = "IoU of an image"
     deciding = "logits"
+    draws_on_image = True
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -49,6 +50,17 @@ class Segment:
             for classes, frame in zip(outputs["classes"], frames, strict=True)
         ]
 
+    def shown(self, result: Segmentation) -> Segmentation:
+        return result
+
+    def describe(self, result: Segmentation) -> str:
+        """The classes that cover most of the image, but for the background, each with its share."""
+        background = background_index(result.labels)
+        found = [(n, label) for i, (label, n) in enumerate(result.areas().items()) if n and i != background]
+        found.sort(key=lambda pair: -pair[0])
+        said = ", ".join(f"{label} {100 * n / result.classes.size:.1f} %" for n, label in found[:6])
+        return f"{said}, …" if len(found) > 6 else said or "nothing"
+
     def sample_scores(self, results: Sequence[Segmentation], targets: Sequence[Mask]) -> np.ndarray:
         """The mean IoU over the classes that occur in the image's target or answer; 1 where every pixel is void."""
         scores = np.ones(len(results))
@@ -61,10 +73,12 @@ class Segment:
 
     def same_answer(self, results: Sequence[Segmentation], reference: Sequence[Segmentation]) -> np.ndarray:
         """At least 99.9 % of an image's pixels have the same class."""
-        agreed = [
-            float((ours.classes == theirs.classes).mean()) for ours, theirs in zip(results, reference, strict=True)
-        ]
-        return np.asarray(agreed) >= SAME_PIXELS
+        return np.asarray(_changed(results, reference) <= CHANGED_PIXELS)
+
+    def differences(self, results: Sequence[Segmentation], reference: Sequence[Segmentation]) -> dict[str, float]:
+        """Share of an image's pixels that have another class: the mean over the images, and the most in one."""
+        changed = _changed(results, reference)
+        return {"mean_changed": float(changed.mean()), "most_changed": float(changed.max())} if len(changed) else {}
 
     def meter(self, labels: Sequence[str]) -> SegmentMeter:
         return SegmentMeter(labels)
@@ -118,6 +132,10 @@ class SegmentMeter:
             self._images += 1
             self._pairs += _pairs(result, target)
 
+    def merge(self, other: SegmentMeter) -> None:
+        self._images += other._images
+        self._pairs += other._pairs
+
     def compute(self) -> dict[str, Any]:
         hits, actual, told, pixels = _overlap(self._pairs, len(self._labels))
         iou = _share(hits, actual + told - hits)
@@ -142,6 +160,12 @@ class SegmentMeter:
                 for i in occurs.tolist()
             ],
         }
+
+
+def _changed(results: Sequence[Segmentation], reference: Sequence[Segmentation]) -> np.ndarray:
+    """(N,) float64: share of the pixels that have another class."""
+    pairs = zip(results, reference, strict=True)
+    return np.asarray([np.count_nonzero(a.classes != b.classes) / a.classes.size for a, b in pairs], np.float64)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -30,9 +30,10 @@ from .. import __version__
 from ..data import Dataset, audit, open_data
 from ..errors import CheckpointError, DataError, OutputError, PluginError, UnknownName, ZooError
 from ..files import as_output_error, dump_json, write_bytes
+from ..inputs import ImageInput, read_image
 from ..machine import cores
 from ..registry import get_registry
-from ..specs import Architecture, resolve
+from ..specs import PEAKS, Architecture, resolve
 from .augment import JointAugment, default_joint_augment
 from .data import Augment, Images, Loader, batches, default_augment, shuffled
 from .engine import AtomicIO, Fitting, Progress, Recipe, Record, fit, quiet, write_metrics
@@ -66,6 +67,7 @@ class Options:
     weights: str = ""
     channels: int | None = None
     size: int | tuple[int, int] | None = None
+    pixel: str = ""
     build: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the architecture's ``build``."""
     epochs: int | None = None
@@ -255,8 +257,11 @@ class _Run:
             labels=self.train_data.labels,
             channels=o.channels,
             size=tuple(o.size) if isinstance(o.size, list) else o.size,
+            pixel=o.pixel,
             options=o.build,
         )
+        if folder is None and (o.pixel == "float32" or self.model.input.color == "bands"):
+            self.model.input = measured(self.train_data, self.model.input)
         self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
         self.task = half_of(self.model)
         self.scratch = self.model.weights == "none"
@@ -548,7 +553,7 @@ class _Run:
         policy = Policy(
             epochs=s["epochs"],
             groups=len(groups),
-            gradual=not self.scratch and model.task.name == "classify",
+            gradual=not self.scratch,
             head_first=min(2, s["epochs"] // 3) if uncached else 0,
         )
         steps = s["epochs"] * len(train_plan(0))
@@ -790,6 +795,20 @@ class _Run:
         else:
             with self.progress(label, total) as advance:
                 yield advance
+
+
+def measured(data: Dataset, spec: ImageInput, count: int = 64) -> ImageInput:
+    """The input with mean and standard deviation of each channel over ``count`` images, evenly spaced: nobody published
+    any for bands, nor for measurements in units of their own. Raises ImageError."""
+    sums, squares, pixels = np.zeros(spec.channels), np.zeros(spec.channels), 0
+    for sample in data[:: max(1, len(data) // count)][:count]:
+        values = np.asarray(read_image(sample.image, spec, sample.id), np.float64).reshape(-1, spec.channels)
+        sums, squares, pixels = sums + values.sum(axis=0), squares + (values**2).sum(axis=0), pixels + len(values)
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    peak = PEAKS[spec.pixel]
+    flat = np.where(std > 0, std, peak)  # a band that is the same everywhere tells nothing, whatever it is divided by
+    return replace(spec, mean=tuple((mean / peak).tolist()), std=tuple((flat / peak).tolist()))
 
 
 _HEAD_LR = 3e-3

@@ -87,6 +87,7 @@ def open_model(
     labels: Sequence[str] | None = None,
     channels: int | None = None,
     size: int | tuple[int, int] | None = None,
+    pixel: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Open a network by architecture name or alias, or from a checkpoint folder (or a run folder that holds one).
@@ -94,7 +95,8 @@ def open_model(
     ``weights``: ``pretrained`` (the architecture's first), the name of one of its weights, ``none`` (random), or
     a file; a checkpoint brings its own. With ``labels`` (or ``num_classes``) other than those of the weights the
     head is new; with ``channels`` the first layer is adapted and keeps its weights; ``size`` is the input's
-    height and width in pixels; ``options`` are keyword arguments of the architecture's ``build``. Weights of an image
+    height and width in pixels; ``pixel`` the type in which images are kept (``uint8``, ``uint16``, ``float32``);
+    ``options`` are keyword arguments of the architecture's ``build``. Weights of an image
     classifier go into the architecture's backbone, where it has one.
 
     Raises UnknownName, CheckpointError, MissingPart, PluginError.
@@ -107,7 +109,7 @@ def open_model(
             raise CheckpointError(f"{source} is a checkpoint and brings its own weights: leave out --weights {weights}")
         opened, state = _read_checkpoint(folder)
         wanted = tuple(labels) if labels is not None else _numbered(num_classes) if num_classes else opened.labels
-        recipe = _recipe(opened.input, channels, size)
+        recipe = _recipe(opened.input, channels, size, pixel)
         if options:
             raise CheckpointError(
                 f"{source} is a checkpoint and brings its own build options: leave out {', '.join(options)}"
@@ -136,7 +138,7 @@ def open_model(
         first = architecture.weights[0] if architecture.weights else None
         count = num_classes or (len(labels) if labels is not None else (first and first.num_classes) or UNTOLD)
         names = tuple(labels) if labels is not None else _label_set(first, count) if first else _numbered(count)
-        recipe = _recipe(architecture.input, channels, size)
+        recipe = _recipe(architecture.input, channels, size, pixel)
         provenance["weights"] = {"kind": "none"}
         return _build(
             architecture, recipe, names, weights="none", options=own, state=None, keep_head=False, provenance=provenance
@@ -149,7 +151,7 @@ def open_model(
         provenance["weights"] = {"kind": "pretrained", "name": tag.name, "uri": uri, "sha256": sha256_file(path)}
         if tag.license and tag.license not in provenance["licences"]:
             provenance["licences"].append(tag.license)
-        recipe = _recipe(tag.input or architecture.input, channels, size)
+        recipe = _recipe(tag.input or architecture.input, channels, size, pixel)
         state = replace(read_state(path), source=f"weights '{tag.name}' of {architecture.name}")
         keep = (labels is None and num_classes in (None, tag.num_classes)) or (
             labels is not None and tuple(labels) == known
@@ -162,7 +164,7 @@ def open_model(
         found = class_count(state, architecture.head)
         known = _label_set(first, found) if first and first.num_classes == found else _numbered(found)
         provenance["weights"] = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
-        recipe = _recipe(architecture.input, channels, size)
+        recipe = _recipe(architecture.input, channels, size, pixel)
         keep, kind = True, "file"
         if not known and labels is None and num_classes is None:
             # a foreign layout is refused here, by the keys that differ; what is left lacks the head alone
@@ -463,8 +465,12 @@ def _tag(architecture: Architecture, weights: str) -> Weights | None:
     )
 
 
-def _recipe(recipe: ImageInput, channels: int | None, size: int | tuple[int, int] | None) -> ImageInput:
+def _recipe(
+    recipe: ImageInput, channels: int | None, size: int | tuple[int, int] | None, pixel: str = ""
+) -> ImageInput:
     try:
+        if pixel:
+            recipe = replace(recipe, pixel=pixel)
         if channels:
             recipe = recipe.with_channels(channels)
         return recipe.with_size(*((size,) if isinstance(size, int) else size)) if size else recipe

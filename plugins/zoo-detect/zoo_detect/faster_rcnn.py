@@ -43,7 +43,7 @@ Per proposal: ``proposals`` (N, K, 4), ``logits`` (N, K, 1 + classes), the backg
 SIZES = (32, 64, 128, 256)
 """Side of a level's anchors in pixels; the levels have strides 8, 16, 32 and 64."""
 RATIOS = (0.5, 1.0, 2.0)
-PROPOSALS = (128, 64, 32, 16)
+PROPOSALS = (96, 48, 24, 12)
 """How many boxes each level proposes, fewer where it has fewer anchors: the larger the objects, the fewer fit in."""
 CANDIDATES = 4
 """Of so many times as many boxes, those with the highest objectness, each level chooses its proposals."""
@@ -238,5 +238,5 @@ def _sampled_loss(
 def build(
     *, num_classes: int, in_channels: int, backbone: str = "mobilenetv3_large_100", width: int = 128, hidden: int = 512
 ) -> FasterRCNN:
-    """Faster R-CNN with random weights over timm's ``backbone``; at most 240 proposals an image."""
+    """Faster R-CNN with random weights over timm's ``backbone``; at most 180 proposals an image."""
     return FasterRCNN(num_classes, in_channels, backbone, width, hidden)

@@ -73,7 +73,7 @@ def flatten(raw: Raw) -> tuple[Tensor, Tensor]:
     """All A cells of all strides in a row: class logits (N, A, C) and bins (N, A, 4, BINS), at least float32."""
     logits = torch.cat([classes.flatten(2) for classes, _ in raw], dim=2).transpose(1, 2)  # (N, A, C)
     bins = torch.cat([boxes.flatten(2) for _, boxes in raw], dim=2).transpose(1, 2)  # (N, A, 4 * BINS)
-    bins = bins.unflatten(2, (4, BINS))  # (N, A, 4, BINS)
+    bins = torch.unflatten(bins, 2, (4, BINS))  # (N, A, 4, BINS)
     exact = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(exact), bins.to(exact)
 

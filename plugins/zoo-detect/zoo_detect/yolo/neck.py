@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Neck", "Separable"]
+__all__ = ["Neck", "Separable", "convolution", "stack"]
 
 
 def convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:

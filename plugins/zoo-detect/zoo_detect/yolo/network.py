@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UnknownName, ZooError
 
+from ..sizes import need_multiple
 from .head import STRIDES, Head, Raw, boxes_of, cells, distances_of, flatten
 from .loss import yolo_loss
 from .neck import Neck
@@ -33,13 +34,7 @@ class Yolo(nn.Module):
         self.head = Head(num_classes, width, depth)
 
     def forward(self, x: Tensor) -> Raw:
-        channels, height, width = x.shape[-3:]
-        if height % STRIDES[-1] or width % STRIDES[-1]:
-            up = [-(-side // STRIDES[-1]) * STRIDES[-1] for side in (height, width)]
-            raise ZooError(
-                f"input is {channels}x{height}x{width}; YOLO's coarsest map has one cell for {STRIDES[-1]} pixels, so H "
-                f"and W must divide by {STRIDES[-1]}: make it {up[0]}x{up[1]}"
-            )
+        need_multiple(x, STRIDES[-1], f"YOLO's coarsest map has one cell for {STRIDES[-1]} pixels")
         maps = self.backbone(x)  # at strides 8, 16, 32
         raw: Raw = self.head(self.neck(maps))
         return raw

@@ -1,0 +1,324 @@
+"""The one place that talks to NVIDIA's parser and builder: finds them, asks them, and takes no ``None`` for an answer.
+
+The same code serves ``tensorrt`` (8.6 to 11) and ``tensorrt_rtx``: names are probed, versions are not compared. What the
+libraries do, as observed (TensorRT-RTX 1.7.1.116): a graph that cannot be parsed gives False and a list of errors; one
+that cannot be built gives None, and the reason is only in the log; a profile with a wrong name or with the least above
+the largest raises nothing; a second logger in a process is ignored; Python's own sys.stderr does not see what they print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from zoo.errors import ExportError, MissingPart, UnknownName
+
+from .targets import TITLES
+
+__all__ = ["Built", "Complaint", "Library", "Profile", "Verdict", "build", "find", "need", "parse"]
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+INSTALL = {
+    "tensorrt": "pip install tensorrt (on a Jetson it comes with JetPack)",
+    "tensorrt-rtx": "pip install tensorrt-rtx",
+}
+
+Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""For each input with open axes: its least, usual and largest shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complaint:
+    """One thing that the parser refuses."""
+
+    node: str
+    operator: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the parser says of a graph; truthy where it takes it."""
+
+    library: str
+    """Who was asked, like ``TensorRT-RTX 1.7.1.116``."""
+    parsed: bool
+    complaints: tuple[Complaint, ...] = ()
+    unsupported: tuple[int, ...] = ()
+    """Indices into ``graph.node`` of what lies in sub-graphs that it cannot take. It stops at the first node that it
+    refuses, so what follows that one is among them whether it is good or not."""
+    warnings: tuple[str, ...] = ()
+    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many layers of each kind give each type: ``{"CONVOLUTION": {"HALF": 52, "FLOAT": 1}}``."""
+
+    def __bool__(self) -> bool:
+        return self.parsed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "library": self.library,
+            "parsed": self.parsed,
+            "complaints": [vars(c) for c in self.complaints],
+            "warnings": list(self.warnings),
+            "layers": {kind: dict(types) for kind, types in self.layers.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine, or why there is none; truthy where there is one."""
+
+    verdict: Verdict
+    plan: bytes = b""
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.plan)
+
+
+class Library:
+    """An importable ``tensorrt`` or ``tensorrt_rtx``. Use :func:`find` or :func:`need`; one object a module, one logger
+    an object, because the libraries keep the first logger they are given for the rest of the process.
+    """
+
+    def __init__(self, flavour: str, module: ModuleType) -> None:
+        self.flavour = flavour
+        self.trt: Any = module
+        self.version = str(getattr(module, "__version__", "of unknown version"))
+        self._log: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+        self._logger = self._make_logger()
+
+    def __str__(self) -> str:
+        return f"{TITLES[self.flavour]} {self.version}"
+
+    def _make_logger(self) -> Any:
+        log, base = self._log, self.trt.ILogger
+
+        class Collector(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                log.append((str(severity).rpartition(".")[2], text))
+
+        return Collector()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[tuple[str, str]]]:
+        """Collects (severity, text) of what the library says in the block, and keeps it off the terminal.
+
+        One thread at a time: the library's log does not tell whose line is whose.
+        """
+        with self._lock, _muted():
+            self._log.clear()
+            heard: list[tuple[str, str]] = []
+            try:
+                yield heard
+            finally:
+                heard += self._log
+
+    def fits(self, version: tuple[int, ...]) -> bool:
+        """Whether this is the version that is meant, as far as it is written: 10.3 means any 10.3.x."""
+        return self.version.split(".")[: len(version)] == [str(part) for part in version]
+
+    def builder(self) -> Any | None:
+        """A builder; None where the library cannot make one, which for ``tensorrt`` is where there is no GPU."""
+        try:
+            if hasattr(self.trt, "init_libnvinfer_plugins"):
+                self.trt.init_libnvinfer_plugins(self._logger, "")  # NonZero, RoiAlign, EfficientNMS_TRT, …
+            return self.trt.Builder(self._logger)
+        except (TypeError, RuntimeError):  # "factory function returned nullptr"
+            return None
+
+    def network(self, builder: Any) -> Any | None:
+        """An empty network, strongly typed wherever the library knows the word."""
+        flags = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
+        wanted = [getattr(flags, name, None) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED")]
+        return builder.create_network(sum(1 << int(flag) for flag in wanted if flag is not None))
+
+    def parser(self, network: Any) -> Any:
+        return self.trt.OnnxParser(network, self._logger)
+
+
+_found: dict[str, Library | None] = {}
+
+
+def find(flavour: str) -> Library | None:
+    """The library of a flavour (``tensorrt``, ``tensorrt-rtx``), None where it cannot be imported. Found once a process."""
+    if flavour not in _found:
+        try:
+            _found[flavour] = Library(flavour, importlib.import_module(MODULES[flavour]))
+        except (ImportError, OSError, RuntimeError, AttributeError):  # absent, or without its shared libraries
+            _found[flavour] = None
+    return _found[flavour]
+
+
+def need(flavour: str) -> Library:
+    """As :func:`find`. Raises MissingPart with the install line."""
+    library = find(flavour)
+    if library is None:
+        raise MissingPart(TITLES[flavour], INSTALL[flavour])
+    return library
+
+
+def parse(library: Library, model: bytes, path: Path | None = None) -> Verdict:
+    """Ask the parser about a serialised ONNX model; ``path`` is its file, needed where weights lie in files beside it.
+
+    No GPU is needed with ``tensorrt-rtx``. Where the library makes no builder, the verdict is a complaint that says so.
+    """
+    with library.listening() as heard:
+        verdict, *_ = _parse(library, model, path, library.builder())
+    return _with_warnings(verdict, heard)
+
+
+def build(library: Library, model: bytes, path: Path | None = None, *, profile: Profile | None = None) -> Built:
+    """Parse and build. With ``tensorrt-rtx`` this needs no GPU, and the engine is compiled further where it runs.
+
+    Every input with open axes needs its shapes in ``profile``. Raises UnknownName for an input that does not exist and
+    ExportError for shapes that are missing, out of order, or of another rank; the libraries say nothing of these.
+    """
+    with library.listening() as heard:
+        builder = library.builder()
+        # the parser owns the weights, so it must live until the engine is built
+        verdict, network, parser = _parse(library, model, path, builder)
+        if not verdict:
+            return Built(verdict=verdict, reason=verdict.complaints[0].text)
+        before = len(library._log)
+        config = builder.create_builder_config()
+        if config is None:
+            return Built(verdict=verdict, reason="the library made no builder configuration")
+        shapes = builder.create_optimization_profile()
+        if _set_shapes(network, shapes, profile or {}):
+            config.add_optimization_profile(shapes)
+        plan = builder.build_serialized_network(network, config)
+        del parser
+        said = library._log[before:]
+    verdict = _with_warnings(verdict, heard[:before])
+    warnings = tuple(text for severity, text in said if severity == "WARNING")
+    if plan is None:
+        errors = [text for severity, text in said if "ERROR" in severity]
+        return Built(verdict=verdict, reason=_clean(errors[0]) if errors else "no reason was given", warnings=warnings)
+    return Built(verdict=verdict, plan=bytes(plan), warnings=warnings)
+
+
+def _parse(library: Library, model: bytes, path: Path | None, builder: Any | None) -> tuple[Verdict, Any, Any]:
+    """The verdict; and, where it is good, the network and the parser that filled it."""
+
+    def refused(*complaints: Complaint, unsupported: Sequence[int] = ()) -> tuple[Verdict, None, None]:
+        verdict = Verdict(library=str(library), parsed=False, complaints=complaints, unsupported=tuple(unsupported))
+        return verdict, None, None
+
+    def said(text: str) -> Complaint:
+        return Complaint(node="", operator="", text=text)
+
+    if not model:
+        return refused(said("the model is empty"))  # which the parser would take
+    if builder is None:
+        return refused(said(f"{library} makes no builder here: it needs an NVIDIA GPU and its driver"))
+    where = str(path) if path else None
+    network = library.network(builder)
+    if network is None:
+        return refused(said(f"{library} made no network"))
+    parser = library.parser(network)
+    if parser.parse(model, where):
+        return Verdict(library=str(library), parsed=True, layers=_layers(network)), network, parser
+    complaints = [
+        Complaint(
+            node=_ask(error, "node_name"), operator=_ask(error, "node_operator"), text=_clean(_ask(error, "desc"))
+        )
+        for error in (parser.get_error(i) for i in range(parser.num_errors))
+    ]
+    unsupported: list[int] = []
+    if hasattr(parser, "supports_model_v2"):  # from TensorRT 10.1 on
+        network = library.network(builder)  # kept by name: a parser does not keep its network alive
+        parser = library.parser(network)
+        parser.supports_model_v2(model, where)
+        for index in range(parser.num_subgraphs):
+            if not parser.is_subgraph_supported(index):
+                unsupported += parser.get_subgraph_nodes(index)
+    reasons = tuple(dict.fromkeys(complaints)) or (said("the parser refused without a reason"),)
+    return refused(*reasons, unsupported=unsupported)
+
+
+def _layers(network: Any) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind, type_ = (str(x).rpartition(".")[2] for x in (layer.type, layer.get_output_type(0)))
+        found.setdefault(kind, Counter())[type_] += 1
+    return {kind: dict(types) for kind, types in sorted(found.items())}
+
+
+def _set_shapes(network: Any, shapes: Any, profile: Profile) -> bool:
+    """Fill in an optimisation profile; whether any input needs one."""
+    inputs = {t.name: tuple(t.shape) for t in (network.get_input(i) for i in range(network.num_inputs))}
+    for name in profile:
+        if name not in inputs:
+            raise UnknownName("input", name, inputs)
+    open_inputs = {name: shape for name, shape in inputs.items() if any(size < 0 for size in shape)}
+    for name, shape in open_inputs.items():
+        if name not in profile:
+            raise ExportError(f"input '{name}' is {_sizes(shape)}: give its least, usual and largest shape")
+        least, usual, largest = profile[name]
+        for given in (least, usual, largest):
+            fits = len(given) == len(shape) and all(s in (-1, g) for s, g in zip(shape, given, strict=True))
+            if not fits:
+                raise ExportError(f"input '{name}' is {_sizes(shape)}, which {_sizes(given)} does not fit")
+        if not all(a <= b <= c for a, b, c in zip(least, usual, largest, strict=True)):
+            order = ", ".join(_sizes(s) for s in (least, usual, largest))
+            raise ExportError(f"input '{name}': shapes {order} must rise from the least to the largest")
+        shapes.set_shape(name, least, usual, largest)
+    return bool(open_inputs)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join("?" if size < 0 else str(size) for size in shape)
+
+
+def _ask(error: Any, name: str) -> str:
+    return str(getattr(error, name)()) if hasattr(error, name) else ""
+
+
+def _clean(text: str) -> str:
+    """The one line of an error that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Invalid Node"):
+        lines = lines[1:]
+    first = lines[0] if lines else ""
+    if first in ("false", ""):
+        return "the parser has no importer for this operator"
+    return first.partition(" In validateTypes")[0].removeprefix("Assertion failed: ")[:300]
+
+
+def _with_warnings(verdict: Verdict, heard: list[tuple[str, str]]) -> Verdict:
+    warnings = tuple(dict.fromkeys(text for severity, text in heard if severity == "WARNING"))
+    return Verdict(**{**vars(verdict), "warnings": warnings})
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what C++ prints of its own accord (it does not pass by the logger) off standard error."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

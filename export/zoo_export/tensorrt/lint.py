@@ -1,0 +1,204 @@
+"""The linter: every rule over one graph, and NVIDIA's own parser after them where it is installed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from zoo.errors import ExportError, UnknownName
+
+from ..graphs import MODULES
+from . import api
+from .rules import ERROR, INFO, RULES, SEVERITIES, WARNING
+from .targets import Target
+from .view import LAYERS, View
+
+__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "read_modules"]
+
+PARSER = "parser"
+"""The rule id of what only NVIDIA's parser found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a graph, or that must be known of it."""
+
+    rule: str
+    severity: str
+    """error, warning or info."""
+    node: str
+    """Name of the graph node; empty where the finding is about the whole graph."""
+    module: str
+    """The torch module that the node came from, where the exporter's sidecar tells it."""
+    what: str
+    why: str
+    cure: str
+
+    def to_dict(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found in one graph; truthy where no finding is an error."""
+
+    model: str
+    target: str
+    opset: int
+    nodes: int
+    precisions: Mapping[str, int]
+    """How many convolutions and matrix products compute in which type."""
+    findings: tuple[Finding, ...]
+    asked: str
+    """Which parser was asked and what it said, in one line; or why none was."""
+    verdict: api.Verdict | None = field(default=None, repr=False)
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == ERROR)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "target": self.target,
+            "passed": bool(self),
+            "opset": self.opset,
+            "nodes": self.nodes,
+            "precisions": dict(self.precisions),
+            "parser": self.asked,
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "findings": [f.to_dict() for f in self.findings],
+        }
+
+
+def open_model(source: Path | bytes, name: str = "", *, weights: bool = False) -> ModelProto:
+    """Read ONNX; weights that lie in files beside it only where they are asked for. Raises ExportError where it is none."""
+    name = name or str(source)
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise ExportError(f"{name}: {error.strerror or error}") from None
+    except Exception as error:  # protobuf's class for this differs between its implementations
+        raise ExportError(f"{name} is not an ONNX file, or only part of one: copy or export it again") from error
+    if not model.graph.node and not model.graph.output:
+        raise ExportError(f"{name} is not an ONNX file: it holds no graph")
+    if weights and isinstance(source, Path):
+        try:
+            onnx.load_external_data_for_model(model, str(source.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ExportError(
+                f"{name}: weights in another file cannot be read: {str(error).splitlines()[0]}"
+            ) from error
+    return model
+
+
+def read_modules(file: Path) -> dict[str, str]:
+    """The exporter's sidecar beside an ONNX file: graph node to torch module. Empty where there is none."""
+    try:
+        found = json.loads(file.with_name(MODULES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lint(
+    source: Path | bytes | ModelProto,
+    target: Target,
+    *,
+    name: str = "",
+    modules: Mapping[str, str] | None = None,
+    ignore: Iterable[str] = (),
+    ask: bool = True,
+) -> Report:
+    """Judge one graph for a target.
+
+    ``source``: an ONNX file, its bytes, or the model itself; ``modules``: graph node to torch module, by default the
+    sidecar beside the file; ``ignore``: ids of rules that are left out; ``ask``: also ask NVIDIA's parser if it is
+    installed. Raises ExportError where the source is no ONNX, UnknownName for a rule that does not exist.
+    """
+    ignored = set(ignore)
+    for id in sorted(ignored - {*RULES, PARSER}):
+        raise UnknownName("rule", id, (*RULES, PARSER))
+    file = source if isinstance(source, Path) else None
+    model = source if isinstance(source, ModelProto) else open_model(source, name)
+    name = name or (str(file) if file else model.graph.name)
+    if modules is None:
+        modules = read_modules(file) if file else {}
+    view = View(model, file.parent if file else None, dict(modules))
+    findings = []
+    for rule in RULES.values():
+        if rule.id in ignored:
+            continue
+        for hit in rule.check(view, target):
+            findings.append(
+                Finding(
+                    rule=rule.id,
+                    severity=hit.severity or rule.severity,
+                    node=view.name(hit.node) if hit.node is not None else "",
+                    module=view.module(hit.node) if hit.node is not None else "",
+                    what=hit.what,
+                    why=rule.why,
+                    cure=hit.cure or rule.cure,
+                )
+            )
+    asked, verdict = "not asked", None
+    if ask:
+        asked, verdict, more = _ask(source, model, target, view, findings)
+        findings += [f for f in more if PARSER not in ignored]
+    findings.sort(key=lambda f: SEVERITIES.index(f.severity))
+    return Report(
+        model=name,
+        target=str(target),
+        opset=view.opset,
+        nodes=len(view.nodes),
+        precisions=dict(Counter(view.precision(node) for node in view.ops(*LAYERS)).most_common()),
+        findings=tuple(findings),
+        asked=asked,
+        verdict=verdict,
+    )
+
+
+def _ask(
+    source: Path | bytes | ModelProto, model: ModelProto, target: Target, view: View, findings: Sequence[Finding]
+) -> tuple[str, api.Verdict | None, list[Finding]]:
+    """What the parser says: the target's own where it is installed, else its sibling's, which shares most of its code.
+
+    What it refuses is a finding where no rule told of the same node: an error where the parser is the target's own.
+    """
+    library = api.find(target.flavour) or api.find("tensorrt" if target.rtx else "tensorrt-rtx")
+    if library is None:
+        return f"none is installed; {api.INSTALL['tensorrt-rtx']} brings one that needs no GPU", None, []
+    if isinstance(source, ModelProto):
+        verdict = api.parse(library, model.SerializeToString())
+    elif isinstance(source, bytes):
+        verdict = api.parse(library, source)
+    else:
+        verdict = api.parse(library, source.read_bytes(), source)
+    own = library.flavour == target.flavour and library.fits(target.version)
+    role = "" if own else f" (not {target}, but it shares the parser)"
+    told = {f.node for f in findings if f.severity != INFO}
+    more = [
+        Finding(
+            rule=PARSER,
+            severity=ERROR if own else WARNING,
+            node=complaint.node,
+            module=view.modules.get(complaint.node, ""),
+            what=f"{complaint.operator}: {complaint.text}" if complaint.operator else complaint.text,
+            why=f"{library} refuses it{role}, and no rule knew",
+            cure="replace this part of the network; and please report it, because a rule is missing",
+        )
+        for complaint in verdict.complaints
+        if complaint.node not in told
+    ]
+    return f"{library} {'takes' if verdict else 'refuses'} it{role}", verdict, more

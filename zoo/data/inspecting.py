@@ -1,0 +1,301 @@
+"""Says what a data set is before anything learns from it: what was recognised, what it holds, and every fault in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import DataError, ImageError
+from ..inputs import read_image
+from ..results import Detections, Segmentation, drawing
+from ..specs import DatasetFormat
+from . import Dataset, Fault, Sample
+from .auditing import Examined, examine_all, judge
+from .reading import ANY, FaultyData
+from .splitting import assemble, check_brought, choose_format, recognise, shared_images
+from .targets import Boxes, Mask
+
+__all__ = ["Inspection", "Part", "grid", "inspect"]
+
+SMALL, LARGE = 32.0**2, 96.0**2
+"""Pixels of area below which COCO's evaluation calls an object small, and from which on large."""
+
+_LARGEST = 32_000_000
+"""Pixels: larger images are not decoded for a picture."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One split."""
+
+    data: Dataset
+    """Without what cannot be used."""
+    examined: Sequence[Examined]
+    """All samples, in order."""
+    faults: tuple[Fault, ...]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(K,) int64: images, objects that count, or pixels of each class."""
+        return self._sum(lambda counts: counts)
+
+    @property
+    def images(self) -> np.ndarray:
+        """(K,) int64: images that have each class."""
+        return self._sum(lambda counts: (counts > 0).astype(np.int64))
+
+    def _sum(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        total = np.zeros(len(self.data.labels), np.int64)
+        for one in self.examined:
+            if one.counts is not None and not one.reason:
+                total += of(one.counts)
+        return total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspection:
+    """What was found. ``refusal`` is what training would say, empty where it would take the data."""
+
+    root: Path
+    format: DatasetFormat
+    task: str
+    others: tuple[str, ...]
+    """Other formats that the data looks like."""
+    parts: Mapping[str, Part]
+    """By split; ``""`` for one undivided set."""
+    notes: tuple[str, ...]
+    refusal: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return next(iter(self.parts.values())).data.labels
+
+    @property
+    def faults(self) -> list[tuple[str, Fault]]:
+        """(split, fault), all of them."""
+        return [(split, fault) for split, part in self.parts.items() for fault in part.faults]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with every fault."""
+        found: dict[str, Any] = {
+            "data": self.root.name,
+            "format": self.format.name,
+            "task": self.task,
+            "also": list(self.others),
+            "labels": list(self.labels),
+            "usable": not self.refusal,
+            "refusal": self.refusal or None,
+            "splits": {split or "whole": self._split(part) for split, part in self.parts.items()},
+            "image_sizes": [{"width": w, "height": h, "images": n} for (w, h), n in self.sizes().most_common()],
+            "notes": list(self.notes),
+            "faults": [{"split": split or "whole", "id": f.id, "reason": f.reason} for split, f in self.faults],
+        }
+        if self.task == "detect":
+            found["boxes"] = self.boxes()
+        return found
+
+    def _split(self, part: Part) -> dict[str, Any]:
+        what = {"detect": "objects", "segment": "pixels"}.get(self.task)
+        rows = []
+        for label, count, images in zip(self.labels, part.counts.tolist(), part.images.tolist(), strict=True):
+            rows.append({"label": label, "images": images} | ({what: count} if what else {}))
+        found: dict[str, Any] = {"images": len(part.data), "faults": len(part.faults), "classes": rows}
+        if self.task == "detect":
+            targets = [sample.target for sample in part.data]
+            found["background"] = sum(not len(t) for t in targets)
+            found["ignored"] = int(sum(t.ignore.sum() for t in targets))
+        elif self.task == "segment":
+            found["void_pixels"] = int(
+                sum(e.size[0] * e.size[1] for e in part.examined if not e.reason) - part.counts.sum()
+            )
+        return found
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """(width, height) of the upright images, and how many have it."""
+        return Counter(e.size for part in self.parts.values() for e in part.examined if min(e.size) > 0)
+
+    def boxes(self) -> dict[str, Any]:
+        """Sizes of the objects that count: by COCO's classes of area, and percentiles (5, 50, 95) of their sides in
+        pixels, of width over height, and of the root of the share of the image that they cover."""
+        sides, scale = [], []
+        for part in self.parts.values():
+            for one in part.examined:
+                target = one.sample.target
+                if one.reason or not isinstance(target, Boxes):
+                    continue
+                kept = target.boxes[~target.ignore]
+                sides.append(kept[:, 2:] - kept[:, :2])
+                scale.append(np.full(len(kept), one.size[0] * one.size[1], np.float64))
+        wh = np.concatenate(sides or [np.zeros((0, 2))]).astype(np.float64)
+        area = wh.prod(axis=1)
+        found: dict[str, Any] = {
+            "small": int((area < SMALL).sum()),
+            "medium": int(((area >= SMALL) & (area < LARGE)).sum()),
+            "large": int((area >= LARGE).sum()),
+        }
+        if len(wh):
+            relative = np.sqrt(area / np.concatenate(scale))
+            figures = {"width": wh[:, 0], "height": wh[:, 1], "aspect": wh[:, 0] / wh[:, 1], "relative": relative}
+            found |= {k: [round(float(p), 3) for p in np.percentile(v, (5, 50, 95))] for k, v in figures.items()}
+        return found
+
+
+def inspect(
+    root: Path, *, task: str = "", format: str = "", progress: Callable[[int, int], None] | None = None
+) -> Inspection:
+    """Read all of a data set and judge it. Images are checked for being whole, not decoded; masks are read.
+
+    Without ``task`` the first format that recognises the data says it. Raises DataError where nothing can be said of
+    the data at all; what training would refuse is in ``refusal``.
+    """
+    spec = choose_format(root, task, format)
+    reader = spec.resolve()()
+    brought = reader.splits(root)
+    refusals: list[str] = []
+    opened: dict[str, tuple[Dataset, tuple[Fault, ...]]] = {}
+    for split in brought or ("",):
+        try:
+            opened[split] = reader.open(root, split or None), ()
+        except FaultyData as error:
+            opened[split] = error.data, error.faults
+            refusals.append(str(error))
+    parts: dict[str, Part] = {}
+    looked, total = 0, sum(len(data) for data, _ in opened.values())
+    for split, (data, mended) in opened.items():
+
+        def advance(done: int, _: int, before: int = looked) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        examined = examine_all(data, decode=False, progress=advance)
+        kept, refused = judge(data, examined, 0.1)
+        refusals += refused
+        parts[split] = Part(data=kept, examined=examined, faults=(*mended, *kept.faults))
+        looked += len(data)
+    parts = _with_shared(parts)
+    try:
+        check_brought(root, brought)
+        assemble({split: part.data for split, part in parts.items()})
+    except DataError as error:
+        refusals.append(str(error))
+    notes = [note for part in parts.values() for note in part.data.notes]
+    if "val" not in parts:
+        notes.append("there is no val split: training sets one image in five aside")
+    return Inspection(
+        root=root,
+        format=spec,
+        task=task or spec.tasks[0],
+        others=tuple(s.name for s in recognise(root) if s.name not in (spec.name, "folders")),
+        parts=parts,
+        notes=tuple(dict.fromkeys(notes)),
+        refusal=next(iter(refusals), ""),
+    )
+
+
+def _with_shared(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Images that lie in two splits become faults of the later one."""
+    found = dict(parts)
+    for one, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        if one in found and other in found:
+            shared = shared_images(found[one].data, found[other].data)
+            faults = [Fault(id=a, reason=f"{a}: is the same image as {b} of {other}") for a, b in shared]
+            found[one] = replace(found[one], faults=(*found[one].faults, *faults))
+    return found
+
+
+# the picture
+
+
+def grid(inspection: Inspection, *, cells: int = 12, columns: int = 4, side: int = 360) -> Image.Image:
+    """Labelled samples, evenly picked from all splits, each drawn with its boxes, map or label. RGB.
+
+    ``side``: width and height in pixels of one picture. Raises DataError where no image can be drawn.
+    """
+    pool = [
+        (split, one)
+        for split, part in inspection.parts.items()
+        for one in part.examined
+        if not one.reason and one.size[0] * one.size[1] <= _LARGEST
+    ]
+    # images with something to see come first, in their order
+    pool.sort(key=lambda entry: not _has_objects(entry[1].sample))
+    seen = sum(_has_objects(one.sample) for _, one in pool) or len(pool)
+    if not pool:
+        raise DataError(f"{inspection.root}: no image can be drawn")
+    picked = [pool[i] for i in sorted({round(i) for i in np.linspace(0, seen - 1, min(cells, seen))})]
+    drawn = []
+    for split, one in picked:
+        try:
+            picture = _draw(one, inspection.labels)
+        except DataError:  # damaged in a way that only decoding shows
+            continue
+        drawn.append(_cell(picture, f"{split + ': ' if split else ''}{one.sample.id}", side))
+    if not drawn:
+        raise DataError(f"{inspection.root}: no image can be drawn")
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (drawn[0].width * len(rows[0]), sum(heights)), "white")
+    for number, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (column * cell.width, sum(heights[:number])))
+    return sheet
+
+
+def _has_objects(sample: Sample) -> bool:
+    return not isinstance(sample.target, Boxes) or len(sample.target) > 0
+
+
+def _draw(one: Examined, labels: tuple[str, ...]) -> Image.Image:
+    """Raises DataError."""
+    image, target = _pixels(one.sample), one.sample.target
+    if isinstance(target, Mask):
+        return Segmentation(classes=target.read(), labels=labels).draw(image)
+    if isinstance(target, Boxes):
+        width, height = one.size
+        return Detections(
+            boxes=target.boxes,
+            scores=np.ones(len(target), np.float32),
+            classes=target.classes,
+            labels=labels,
+            width=width,
+            height=height,
+        ).draw(image)
+    picture = drawing.canvas(image)
+    letters = drawing.font(picture)
+    line = int(letters.getbbox("Ag")[3] * 1.5)
+    sheet = Image.new("RGB", (picture.width, picture.height + line), "white")
+    sheet.paste(picture, (0, 0))
+    ImageDraw.Draw(sheet).text((4, picture.height), labels[target], fill="black", font=letters)
+    return sheet
+
+
+def _pixels(sample: Sample) -> Image.Image:
+    """In RGB; of more than three bands the first three. Raises ImageError."""
+    source = sample.image
+    if isinstance(source, Path) and source.suffix.lower() == ".npy":
+        try:
+            source = np.load(source, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{sample.id}: not a readable .npy array: {error}") from None
+    if isinstance(source, np.ndarray) and source.ndim == 3:
+        source = source[:, :, :3] if source.shape[2] >= 3 else source[:, :, 0]
+    image = read_image(source, ANY, sample.id)
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def _cell(picture: Image.Image, caption: str, side: int) -> Image.Image:
+    """The picture, at most ``side`` pixels wide and high, its caption below."""
+    scale = min(side / picture.width, side / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    letters = ImageFont.load_default(size=12)
+    cell = Image.new("RGB", (side + 8, size[1] + 28), "white")
+    cell.paste(picture.resize(size, Image.Resampling.BICUBIC), (4 + (side - size[0]) // 2, 4))
+    ImageDraw.Draw(cell).text((4, size[1] + 7), drawing.fitted(caption, letters, side), fill="black", font=letters)
+    return cell
