@@ -25,7 +25,7 @@ def _scale(frame: Frame) -> tuple[float, float, float, float]:
 def boxes_to_input(boxes: np.ndarray, frame: Frame) -> np.ndarray:
     """(M, 4) xyxy in original pixels to (M, 4) float32 xyxy in input pixels; not cut at the borders."""
     fx, dx, fy, dy = _scale(frame)
-    return (boxes * np.asarray((fx, fy, fx, fy)) + np.asarray((dx, dy, dx, dy))).astype(np.float32)
+    return np.asarray(boxes * np.asarray((fx, fy, fx, fy)) + np.asarray((dx, dy, dx, dy)), dtype=np.float32)
 
 
 def boxes_to_original(boxes: np.ndarray, frame: Frame) -> np.ndarray:
@@ -34,7 +34,7 @@ def boxes_to_original(boxes: np.ndarray, frame: Frame) -> np.ndarray:
     found = (boxes - np.asarray((dx, dy, dx, dy))) / np.asarray((fx, fy, fx, fy))
     found[:, 0::2] = found[:, 0::2].clip(0, frame.width)
     found[:, 1::2] = found[:, 1::2].clip(0, frame.height)
-    return found.astype(np.float32)
+    return np.asarray(found, dtype=np.float32)
 
 
 def map_to_input(classes: np.ndarray, frame: Frame, height: int, width: int, fill: int) -> np.ndarray:
@@ -56,6 +56,7 @@ def map_to_original(classes: np.ndarray, frame: Frame, fill: int) -> np.ndarray:
     left, top, right, bottom = frame.place
     seen = classes[top:bottom, left:right]
     x0, y0, x1, y1 = (round(v) for v in frame.box)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)  # of an image one pixel wide no part is wider than half of it
     if seen.shape != (y1 - y0, x1 - x0):
         seen = np.asarray(Image.fromarray(seen).resize((x1 - x0, y1 - y0), Image.Resampling.NEAREST))
     if (x0, y0, x1, y1) == (0, 0, frame.width, frame.height):

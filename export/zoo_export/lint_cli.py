@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_SHOWN = 10
+"""So many rewrites are told of one by one."""
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
@@ -31,7 +33,7 @@ __all__ = ["command"]
     help="tensorrt or tensorrt-rtx, with a version if you like: tensorrt:10.3.",
 )
 @click.option(
-    "--expect", default="", metavar="PRECISION", help="fp16, bf16 or int8: an error where the graph has none of it."
+    "--expect", default="", metavar="PRECISION", help="fp16, bf16 or int8: an error where the layers are not in it."
 )
 @click.option("--artifact", help="Of a bundle: only this artefact.")
 @click.option("--ignore", multiple=True, metavar="RULE", help="Leave a rule out; may be given again.")
@@ -87,7 +89,8 @@ def command(
         emit_json({"passed": all(reports), "fixed": done, "models": [r.to_dict() for r in reports]})
     else:
         if fixed is not None:
-            for line in done or ["nothing: no exact rewrite applies"]:
+            more = [f"{len(done) - _SHOWN} more, which --json lists"] if len(done) > _SHOWN else []
+            for line in [*done[:_SHOWN], *more] or ["nothing: no exact rewrite applies"]:
                 note(f"fixed: {line}")
         for report in reports:
             show(report)
@@ -103,7 +106,7 @@ def command(
 def _graphs(model: Path, artifact: str | None) -> Iterator[tuple[str, Path | bytes, dict[str, str]]]:
     """Name, content and torch modules of each graph to judge. Raises BundleError, ExportError."""
     from .graphs import MODULES
-    from .tensorrt.lint import read_modules
+    from .tensorrt.lint import parse_modules, read_modules
 
     if not (model.is_dir() or model.name == MANIFEST or (model.is_file() and zipfile.is_zipfile(model))):
         if artifact:
@@ -115,7 +118,7 @@ def _graphs(model: Path, artifact: str | None) -> Iterator[tuple[str, Path | byt
         graphs = [entry for entry in entries if entry.file.endswith(".onnx")]
         if not graphs:
             raise BundleError(f"{model}: no artefact is an ONNX graph: it has {', '.join(e.file for e in entries)}")
-        modules = json.loads(bundle.read(MODULES)) if MODULES in bundle.manifest["files"] else {}
+        modules = parse_modules(bundle.read(MODULES)) if MODULES in bundle.manifest["files"] else {}
         for entry in graphs:
             yield f"{model} {entry.name}", bundle.open_file(entry.file), modules
 
@@ -124,10 +127,11 @@ def _mend(name: str, source: Path | bytes, out: Path) -> list[str]:
     """Write the graph with its exact rewrites to ``out``; one line for each."""
     from .graphs import save
     from .tensorrt.fixes import fix
-    from .tensorrt.lint import open_model
+    from .tensorrt.lint import open_model, whole
 
     model = open_model(source, name, weights=True)
-    mended, done = fix(model)
+    with whole(model, name):
+        mended, done = fix(model)
     save(mended, out)
     return done
 

@@ -524,14 +524,15 @@ class _Maker:
         return found
 
     def _judge(self, artifact: Artifact) -> _Made:
-        assert artifact.path is not None
         basis = self.basis
+        assert artifact.path is not None
         if self.request.nms == "graph":
             from .nms import embed
 
             artifact = embed(artifact, self.folder / artifact.path.name, **basis.samples.half.settings)
-            assert artifact.path is not None
-        session: Session = self.runtime.resolve()(artifact.path, threads=self.threads)
+        path = artifact.path
+        assert path is not None
+        session: Session = self.runtime.resolve()(path, threads=self.threads)
         try:
             seen = observe(session.run, basis.batches, basis.samples.half, basis.samples.labels)
         except Exception as error:  # each runtime has exceptions of its own
@@ -552,13 +553,13 @@ class _Maker:
         return _Made(
             artifact=artifact,
             session=session,
-            flips=find_flips(candidate, basis.reference, basis.samples, lambda index: basis.images[index]),
+            flips=find_flips(candidate, basis.reference, basis.samples, basis.images, artifact.input),
             report=ArtifactReport(
                 name=artifact.precision,
                 precision=artifact.precision,
                 format=artifact.format,
                 findings=findings,
-                bytes=artifact.path.stat().st_size,
+                bytes=path.stat().st_size,
                 device=session.device,
                 waived=self.request.waive if failed else "",
                 notes=artifact.notes,

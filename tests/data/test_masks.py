@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -334,8 +336,24 @@ def test_images_and_masks_without_the_other(tmp_path: Path) -> None:
     whole = MaskFormat().open(tmp_path, None)
     assert [s.id for s in whole] == ["images/2.png", "images/3.png"]
     assert whole.faults[0].reason == "images/0.png: has no mask: a mask has the name of its image"
-    assert whole.notes[0] == "1 mask of masks/ have no image"
-    (tmp_path / "masks" / "train").mkdir()
+    assert whole.notes[0] == "1 mask of masks/ has no image"
+
+
+def test_a_split_without_masks(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        several(tmp_path, BASE, 2, images=f"images/{split}", masks=f"masks/{split}")
+    (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "validated")
+    with pytest.raises(DataError, match=r"images/val: its masks, .*masks/val, are missing"):
+        open_data(tmp_path, task="segment")
+
+
+def test_a_mask_too_large_to_decode(tmp_path: Path) -> None:
+    several(tmp_path, BASE, 20)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 20_000, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "masks" / "7.png").write_bytes(start + struct.pack(">I", 99) + b"IDAT")
+    (fault,) = audit(MaskFormat().open(tmp_path, None)).faults
+    assert fault.id == "images/7.png" and "\n" not in fault.reason
 
 
 def test_pascal_voc(tmp_path: Path) -> None:

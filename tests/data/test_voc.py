@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
         objects = thing() + thing("bee", (3, 4, 30.5, 20), "<difficult>1</difficult>")
         (tmp_path / "Annotations" / f"{i}.xml").write_text(xml(objects, f"{i}.jpg"))
     (tmp_path / "Annotations" / "2.xml").write_text(xml(""))
-    lists = {"train": "0\n1\n2\n", "val": "3\n", "trainval": "0\n1\n2\n3\n", "test": "4 -1\n", "ant_train": "0 1\n"}
+    lists = {"train": "0\n1\n2\n", "val": "3\n", "trainval": "0\n1\n2\n3\n", "test": "4\n", "ant_train": "0 1\n"}
     for name, text in lists.items():
         (tmp_path / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
     return tmp_path

@@ -83,7 +83,7 @@ def test_folders_of_splits_without_yaml(tmp_path: Path) -> None:
 
 
 def test_lists_of_images(root: Path) -> None:
-    (root / "train.txt").write_text("./images/train/0.png\n./images/train/2.png\n")
+    (root / "train.txt").write_text("./images/train/0.png\n/home/someone/data/images/train/2.png\n")
     (root / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [ant, bee]\n")
     assert [s.id for s in open_data(root, task="detect").train] == ["images/train/0.png", "images/train/2.png"]
 

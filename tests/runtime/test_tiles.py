@@ -22,8 +22,9 @@ from zoo.errors import BundleError, ImageError, ZooError
 from zoo.files import dump_json, sha256_file
 from zoo.inputs import normalise, prepare
 from zoo.parity.evidence import natural_images
+from zoo.results import Detections
 from zoo.runtime.predictor import Predictor
-from zoo.runtime.tiles import _weights, predict_tiled, tiles
+from zoo.runtime.tiles import _joined, _weights, predict_tiled, tiles
 from zoo.specs import ImageInput
 
 # -- tiles ---------------------------------------------------------------------------------------------------------
@@ -380,7 +381,7 @@ def test_every_object_is_told_once_and_whole(detector: Predictor, overlap: int, 
 def test_without_the_rule_objects_would_come_in_pieces(detector: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: suppression alone leaves the pieces of cut objects."""
     boxes, kinds = scattered((230, 310), 60, 0)
-    monkeypatch.setattr("zoo.runtime.tiles._cut", lambda boxes, area, picture: np.zeros(len(boxes), bool))
+    monkeypatch.setattr("zoo.runtime.tiles._cut", lambda boxes, *_: np.zeros(len(boxes), bool))
     assert len(predict_tiled(detector, scene((230, 310), boxes, kinds), overlap=16)) > len(boxes) + 10
 
 
@@ -390,6 +391,47 @@ def test_neighbours_of_a_class_are_not_joined(detector: Predictor) -> None:
     for kinds in ([0, 0, 0], [0, 1, 0]):
         found = predict_tiled(detector, scene((64, 112), boxes, kinds), overlap=16)
         assert sorted(map(tuple, found.boxes.round().astype(int).tolist())) == sorted(boxes)
+
+
+def join(*of_tiles: list[tuple[float, float, float, float, float, int]]) -> list[tuple[float, ...]]:
+    """Boxes (x0, y0, x1, y1, score, class) of tiles of 64 that begin at 0, 48, 96, …, put together."""
+    areas = [(48 * k, 0, 48 * k + 64, 64) for k in range(len(of_tiles))]
+    parts = [
+        Detections(
+            boxes=np.array([row[:4] for row in rows], np.float32).reshape(-1, 4),
+            scores=np.array([row[4] for row in rows], np.float32),
+            classes=np.array([row[5] for row in rows], np.int64),
+            labels=("ant", "bee"),
+            width=areas[-1][2],
+            height=64,
+        )
+        for rows in of_tiles
+    ]
+    boxes, scores, classes = _joined(parts, areas, areas[-1][2], 64)
+    return sorted(
+        (*b, round(s, 3), c) for b, s, c in zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True)
+    )
+
+
+def test_detectors_are_not_exact() -> None:
+    """The rule, on boxes as networks give them."""
+    # a piece that sticks out of the whole by a little is no part of it: the whole stays as its tile saw it
+    assert join([(51, 9, 63, 42, 0.9, 0)], [(52, 11, 90, 40, 0.7, 0)]) == [(52, 11, 90, 40, 0.7, 0)]
+    # two pieces of an object that no tile saw whole become one, with the better score
+    assert join([(10, 10, 64, 40, 0.6, 0)], [(48, 11, 90, 41, 0.8, 0)]) == [(10, 10, 90, 41, 0.8, 0)]
+    # of two classes they are two
+    two = [(10, 10, 64, 40, 0.6, 0), (48, 11, 90, 41, 0.8, 1)]
+    assert join(two[:1], two[1:]) == two
+    # a small object on a large one that is cut: within the shared pixels they are not alike
+    large, small = (5, 5, 64, 60, 0.9, 0), (50, 20, 60, 30, 0.8, 0)
+    assert join([large, small], [(48, 5, 100, 60, 0.7, 0), small]) == [(5, 5, 100, 60, 0.9, 0), small, small]
+    # where one piece is of an object that was seen whole, the pieces that belong to that piece are too
+    for whole in ((50, 9, 100, 41, 0.7, 0), (58, 9, 109, 41, 0.7, 0)):
+        pieces = [(20, 10, 64, 40, 0.9, 0)], [(48, 10, 112, 40, 0.8, 0), whole], [(96, 10, 140, 40, 0.6, 0)]
+        assert join(*pieces) == [whole]
+    # a piece that no other tile confirms is told as it is
+    assert join([(30, 10, 64, 40, 0.9, 0)], []) == [(30, 10, 64, 40, 0.9, 0)]
+    assert join([], []) == []
 
 
 def test_images_without_objects_and_small_ones(detector: Predictor) -> None:

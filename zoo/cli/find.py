@@ -120,7 +120,7 @@ def show_command(name: str, as_json: bool) -> None:
         ("parameters", f"{spec.parameters:,}" if spec.parameters else "not counted"),
         ("GMACs", f"{_giga(spec.macs)} for one image of {_size(i)}" if spec.macs else "not counted"),
         ("input", f"{_size(i)} {i.color}, {i.resize}, {i.interpolation}, keeps {100 * i.crop:g} %"),
-        ("values", f"(pixel / 255 - mean) / std; {values}"),
+        ("values", f"(pixel / {i.peak:g} - mean) / std; {values}"),
         ("head", spec.head),
         ("licence of the code", spec.license or "not stated"),
         ("paper", spec.paper),

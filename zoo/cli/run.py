@@ -8,18 +8,20 @@ import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data.naming import images_in
 from ..errors import DataError, ImageError
 from ..files import new_folder, write_bytes
-from ..inputs import ImageInput, read_image
+from ..inputs import read_image
+from ..reading import viewable
 from ..runtime import load
 from .common import note, table
 
-_ANY = ImageInput(height=1, width=1)
+if TYPE_CHECKING:
+    from ..runtime.predictor import Predictor
 
 
 def find_images(sources: Iterable[str]) -> list[Path]:
@@ -107,7 +109,7 @@ def command(
                 if tile is None and overlap is None:
                     result = predictor(path)
                 else:
-                    result = predictor.tiled(path, tile=tile, overlap=64 if overlap is None else overlap)
+                    result = predictor.tiled(path, tile=tile, overlap=overlap)
             except ImageError as error:
                 bad += 1
                 note(f"zoo: error: {error}")
@@ -122,7 +124,7 @@ def command(
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
             if folder is not None:
-                _draw(folder, path, predictor.task, result)
+                _draw(folder, path, predictor, result)
     if rows:
         others = [""] * (max(map(len, rows)) - 3)
         click.echo(table([r + [""] * (3 + len(others) - len(r)) for r in rows], ["image", "answer", "share", *others]))
@@ -140,8 +142,8 @@ def _cells(half: Any, result: Any, top: int) -> list[str]:
     return [half.describe(result), ""]
 
 
-def _draw(folder: Path, path: Path, task: Any, result: Any) -> None:
-    picture = task.draw(read_image(path, _ANY), result)
+def _draw(folder: Path, path: Path, predictor: Predictor, result: Any) -> None:
+    picture = predictor.task.draw(viewable(read_image(path, predictor.input)), result)
     name, count = f"{path.stem}.png", 1
     while (folder / name).exists():  # two folders may each hold a 1.jpg
         count += 1

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, ImageError
-from ..inputs import read_image
+from ..inputs import read_image, size_of
+from ..specs import ImageInput
 from . import Dataset, Fault, Sample
 from .reading import ANY, plural, upright_size
 from .targets import VOID, Boxes, Mask
@@ -51,20 +52,27 @@ def audit_images(
     *,
     max_bad_share: float,
     progress: Callable[[int, int], None] | None,
+    input: ImageInput | None = None,
 ) -> Dataset:
     """See :func:`zoo.data.audit`."""
     if all(isinstance(s.target, int) and not isinstance(s.image, Path) for s in data):
         return data  # arrays with a label were checked when the data set was opened
-    kept, refusals = judge(data, examine_all(data, decode=True, progress=progress), max_bad_share)
+    kept, refusals = judge(data, examine_all(data, decode=True, input=input, progress=progress), max_bad_share)
     if refusals:
         raise DataError(refusals[0])
     return kept
 
 
-def examine_all(data: Dataset, *, decode: bool, progress: Callable[[int, int], None] | None = None) -> list[Examined]:
+def examine_all(
+    data: Dataset,
+    *,
+    decode: bool,
+    input: ImageInput | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Examined]:
     """:func:`examine` on every sample, in their order, several at a time."""
     found: list[Examined] = []
-    look = partial(examine, labels=data.labels, decode=decode)
+    look = partial(examine, labels=data.labels, decode=decode, input=input)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for done, one in enumerate(pool.map(look, data.samples), start=1):
             found.append(one)
@@ -73,14 +81,14 @@ def examine_all(data: Dataset, *, decode: bool, progress: Callable[[int, int], N
     return found
 
 
-def examine(sample: Sample, labels: Sequence[str], *, decode: bool) -> Examined:
+def examine(sample: Sample, labels: Sequence[str], *, decode: bool, input: ImageInput | None = None) -> Examined:
     """Look at an image and its target.
 
-    ``decode`` reads every pixel of the image, as training will; without it the file is only checked for being whole,
-    in a fraction of the time and memory. Masks are read either way.
+    ``decode`` reads every pixel of the image, as a network of that ``input`` will (None: of 8-bit colours); without it
+    the file is only checked for being whole, in a fraction of the time and memory. Masks are read either way.
     """
     try:
-        size = _decoded(sample) if decode else _whole(sample)
+        size = _decoded(sample, input) if decode else _whole(sample)
     except ImageError as error:
         return Examined(sample=sample, reason=str(error))
     target = sample.target
@@ -137,6 +145,8 @@ def _mask(mask: Mask, size: tuple[int, int], labels: Sequence[str]) -> tuple[str
             cure = "the image is turned upright by its EXIF orientation" if swapped else "give the mask of this image"
             return f"its mask is {its[0]}x{its[1]}, the image {size[0]}x{size[1]}: {cure}", none
         counts = np.bincount(mask.read().reshape(-1), minlength=VOID + 1)
+    except Image.DecompressionBombError:
+        return f"its mask is larger than {Image.MAX_IMAGE_PIXELS} pixels", none
     except DataError as error:
         return str(error), none
     beyond = np.flatnonzero(counts[len(labels) : VOID])
@@ -145,24 +155,18 @@ def _mask(mask: Mask, size: tuple[int, int], labels: Sequence[str]) -> tuple[str
     return "", counts[: len(labels)]
 
 
-def _decoded(sample: Sample) -> tuple[int, int]:
+def _decoded(sample: Sample, input: ImageInput | None) -> tuple[int, int]:
     """Size of the upright image, once every pixel was read. Raises ImageError."""
     image = sample.image
     if not isinstance(image, Path):
         return upright_size(image)
-    if image.suffix.lower() == ".npy":
-        return _array(image, sample.id)
-    whole = read_image(image, ANY, sample.id)
-    assert isinstance(whole, Image.Image)
-    return whole.size
-
-
-def _array(file: Path, name: str) -> tuple[int, int]:
-    size = upright_size(file, name)
-    dtype = np.load(file, mmap_mode="r", allow_pickle=False).dtype
-    if dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{name}: array of {dtype}; an image is (H, W[, C]) uint8 or uint16")
-    return size
+    if input is None and image.suffix.lower() == ".npy":
+        size = upright_size(image, sample.id)
+        dtype = np.load(image, mmap_mode="r", allow_pickle=False).dtype
+        if dtype not in (np.uint8, np.uint16):
+            raise ImageError(f"{sample.id}: array of {dtype}; an image is (H, W[, C]) uint8 or uint16")
+        return size
+    return size_of(read_image(image, input or ANY, sample.id))
 
 
 def _whole(sample: Sample) -> tuple[int, int]:
@@ -171,20 +175,17 @@ def _whole(sample: Sample) -> tuple[int, int]:
     A JPEG is decoded at an eighth of its size, which reads all of the file; a PNG's checksums are computed.
     """
     image = sample.image
-    if not isinstance(image, Path):
-        return upright_size(image)
-    if image.suffix.lower() == ".npy":
-        return _array(image, sample.id)
     size = upright_size(image, sample.id)
-    try:
-        with Image.open(image) as file:
-            if file.format == "PNG":
-                file.verify()
-            elif file.format == "JPEG":
-                file.draft("RGB", (1, 1))
-                file.load()
-    except Exception as error:  # whatever a decoder raises
-        raise ImageError(f"{sample.id}: damaged: {error}") from None
+    if isinstance(image, Path) and image.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        try:
+            with Image.open(image) as file:
+                if file.format == "PNG":
+                    file.verify()
+                elif file.format == "JPEG":
+                    file.draft("RGB", (1, 1))
+                    file.load()
+        except Exception as error:  # whatever a decoder raises
+            raise ImageError(f"{sample.id}: damaged: {error}") from None
     return size
 
 

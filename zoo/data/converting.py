@@ -104,7 +104,7 @@ def convert(
     outlined = {"coco": "coco-segment", "yolo": "yolo-segment"}.get(spec.name)
     if any(s.name == outlined for s in recognise(root)):
         losses.append("outlines become the boxes around them: --task segment keeps them")
-    parts = _parts(opened, losses)
+    parts = _parts(opened, losses, together=to == "voc")
     labels = next(iter(opened.values())).labels
     total, done = sum(map(len, parts.values())), 0
     write = {"coco": _coco, "yolo": _yolo, "voc": _voc, "csv": _csv, "masks": _masks}[to]
@@ -131,14 +131,19 @@ def _images(to: str, split: str) -> str:
     return "JPEGImages" if to == "voc" else f"images/{split}" if split else "images"
 
 
-def _parts(opened: Mapping[str, Dataset], losses: list[str]) -> dict[str, list[_Item]]:
-    """Every image that can be read, with a name of its own. Raises DataError where there is none."""
+def _parts(opened: Mapping[str, Dataset], losses: list[str], *, together: bool) -> dict[str, list[_Item]]:
+    """Every image that can be read, with a name of its own: in its split, or (``together``) in all of them.
+
+    Raises DataError where there is none.
+    """
     taken: set[str] = set()
     parts: dict[str, list[_Item]] = {}
     faults: list[str] = []
     for split, data in opened.items():
         faults += [fault.reason for fault in data.faults]
         parts[split] = []
+        if not together:
+            taken.clear()
         for sample in data:
             if not isinstance(sample.image, Path):
                 raise DataError(f"{data.root}: {sample.id} is an array: only images in files are converted")

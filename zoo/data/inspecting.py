@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import DataError, ImageError
-from ..inputs import read_image
+from ..reading import read_image, viewable
 from ..results import Detections, Segmentation, drawing
 from ..specs import DatasetFormat
 from . import Dataset, Fault, Sample
@@ -231,11 +231,13 @@ def grid(inspection: Inspection, *, cells: int = 12, columns: int = 4, side: int
     picked = [pool[i] for i in sorted({round(i) for i in np.linspace(0, seen - 1, min(cells, seen))})]
     drawn = []
     for split, one in picked:
+        target = one.sample.target
+        words = [split, inspection.labels[target] if isinstance(target, int) else "", one.sample.id]
         try:
-            picture = _draw(one, inspection.labels)
+            picture = _draw(one, inspection.labels, 2 * side)
         except DataError:  # damaged in a way that only decoding shows
             continue
-        drawn.append(_cell(picture, f"{split + ': ' if split else ''}{one.sample.id}", side))
+        drawn.append(_cell(picture, ": ".join(word for word in words if word), side))
     if not drawn:
         raise DataError(f"{inspection.root}: no image can be drawn")
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
@@ -251,51 +253,43 @@ def _has_objects(sample: Sample) -> bool:
     return not isinstance(sample.target, Boxes) or len(sample.target) > 0
 
 
-def _draw(one: Examined, labels: tuple[str, ...]) -> Image.Image:
-    """Raises DataError."""
+def _draw(one: Examined, labels: tuple[str, ...], side: int) -> Image.Image:
+    """Drawn on the image in small, where it is larger than ``side``. Raises DataError."""
     image, target = _pixels(one.sample), one.sample.target
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
     if isinstance(target, Mask):
         return Segmentation(classes=target.read(), labels=labels).draw(image)
-    if isinstance(target, Boxes):
-        width, height = one.size
-        return Detections(
-            boxes=target.boxes,
-            scores=np.ones(len(target), np.float32),
-            classes=target.classes,
-            labels=labels,
-            width=width,
-            height=height,
-        ).draw(image)
-    picture = drawing.canvas(image)
-    letters = drawing.font(picture)
-    line = int(letters.getbbox("Ag")[3] * 1.5)
-    sheet = Image.new("RGB", (picture.width, picture.height + line), "white")
-    sheet.paste(picture, (0, 0))
-    ImageDraw.Draw(sheet).text((4, picture.height), labels[target], fill="black", font=letters)
-    return sheet
+    if not isinstance(target, Boxes):
+        return drawing.canvas(image)
+    return Detections(
+        boxes=target.boxes,
+        scores=np.ones(len(target), np.float32),
+        classes=target.classes,
+        labels=labels,
+        width=one.size[0],
+        height=one.size[1],
+    ).draw(image)
 
 
 def _pixels(sample: Sample) -> Image.Image:
-    """In RGB; of more than three bands the first three. Raises ImageError."""
-    source = sample.image
-    if isinstance(source, Path) and source.suffix.lower() == ".npy":
+    """As a person can look at it. Raises ImageError."""
+    image = sample.image
+    if isinstance(image, Path) and image.suffix.lower() == ".npy":
         try:
-            source = np.load(source, allow_pickle=False)
+            image = np.load(image, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ImageError(f"{sample.id}: not a readable .npy array: {error}") from None
-    if isinstance(source, np.ndarray) and source.ndim == 3:
-        source = source[:, :, :3] if source.shape[2] >= 3 else source[:, :, 0]
-    image = read_image(source, ANY, sample.id)
-    assert isinstance(image, Image.Image)
-    return image
+    if isinstance(image, np.ndarray):
+        return viewable(image if image.ndim == 3 else image[:, :, None])
+    return viewable(read_image(image, ANY, sample.id))
 
 
 def _cell(picture: Image.Image, caption: str, side: int) -> Image.Image:
     """The picture, at most ``side`` pixels wide and high, its caption below."""
-    scale = min(side / picture.width, side / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     letters = ImageFont.load_default(size=12)
-    cell = Image.new("RGB", (side + 8, size[1] + 28), "white")
-    cell.paste(picture.resize(size, Image.Resampling.BICUBIC), (4 + (side - size[0]) // 2, 4))
-    ImageDraw.Draw(cell).text((4, size[1] + 7), drawing.fitted(caption, letters, side), fill="black", font=letters)
+    cell = Image.new("RGB", (side + 8, picture.height + 28), "white")
+    cell.paste(picture, (4 + (side - picture.width) // 2, 4))
+    text = drawing.fitted(caption, letters, side)
+    ImageDraw.Draw(cell).text((4, picture.height + 7), text, fill="black", font=letters)
     return cell

@@ -324,7 +324,7 @@ def _look_at(mask: Path) -> _Look | None:
     try:
         state = mask.stat()
         return _look(mask, state.st_size, state.st_mtime_ns)
-    except (OSError, DataError):
+    except (OSError, DataError, Image.DecompressionBombError):
         return None  # the audit says what is wrong with it
 
 

@@ -75,7 +75,9 @@ class MaskFormat:
         try:
             places = self._places(root)[0]
             return any(pair.mask for part in places.values() for place in part for pair in place.pairs()[0])
-        except (OSError, DataError):
+        except DataError:  # folders of images and masks, but something about them is to be mended
+            return True
+        except OSError:
             return False
 
     def splits(self, root: Path) -> tuple[str, ...]:
@@ -92,7 +94,8 @@ class MaskFormat:
             pairs[part] = [pair for some, _ in found for pair in some]
             alone = sum(count for _, count in found)
             if alone and split in (None, part):
-                notes.append(f"{plural(alone, 'mask')} of {identify(of_it[0].masks, root)}/ have no image")
+                have = "has" if alone == 1 else "have"
+                notes.append(f"{plural(alone, 'mask')} of {identify(of_it[0].masks, root)}/ {have} no image")
         return self._dataset(root, split, pairs, [p.masks for of_it in places.values() for p in of_it], notes)
 
     def _dataset(

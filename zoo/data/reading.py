@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -9,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ..errors import DataError, ImageError
-from ..inputs import read_image
+from ..inputs import read_image, size_of
 from ..specs import ImageInput
 from . import Dataset, Fault
 from .naming import SPLITS, hidden, images_in, split_of
@@ -130,10 +131,29 @@ def upright_size(image: Path | np.ndarray, name: str = "") -> tuple[int, int]:
                 if width and height:
                     return (height, width) if turned else (width, height)
     except Exception:  # whatever a decoder raises: reading the image says it in one clear line
-        pass
-    whole = read_image(image, ANY, name)
-    assert isinstance(whole, Image.Image)
-    return whole.size
+        size = _tiff_size(image)
+        if size is not None:
+            return size
+    return size_of(read_image(image, ANY, name))
+
+
+def _tiff_size(file: Path) -> tuple[int, int] | None:
+    """(width, height) of the upright image, by the tags of a TIFF that Pillow does not decode (many bands, planes);
+    None where it is none."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(8)
+            head += stream.read(8) if head[2] == 43 else b""  # BigTIFF
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+            stream.seek(tags.next)
+            tags.load(stream)
+        width, height = int(tags[TiffImagePlugin.IMAGEWIDTH]), int(tags[TiffImagePlugin.IMAGELENGTH])
+        turned = tags.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # no TIFF
+        return None
+    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None
+    return (height, width) if turned else (width, height)
 
 
 def size_fault(image: Path, name: str, declared: tuple[int, int]) -> str:

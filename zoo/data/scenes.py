@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -65,7 +66,8 @@ def _stencil(kind: int, x: float, y: float, radius: float, angle: float, side: i
 def write_scenes(folder: Path, task: str, count: int, side: int = 160, seed: int = 0) -> None:
     """A data set on disk: for ``segment`` images/ and masks/, for ``detect`` images/ and a COCO json."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, (pixels, classes, boxes) in enumerate(scenes(count, side, seed)):
         name = f"{index:04d}.png"
         Image.fromarray(pixels).save(folder / "images" / name)

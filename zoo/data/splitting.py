@@ -144,7 +144,10 @@ def _what_is(root: Path, found: list[DatasetFormat], task: str) -> str:
         tasks = " or ".join(
             sorted({t for spec in found if spec.name != "folders" for t in spec.tasks}) or found[0].tasks
         )
-        return f"looks like {found[0].name} ({found[0].summary}), which is data for {tasks}, not for {task}"
+        fitting = next(
+            (f": --format {spec.name} takes it as that all the same" for spec in found if task in spec.tasks), ""
+        )
+        return f"looks like {found[0].name} ({found[0].summary}), which is data for {tasks}, not for {task}{fitting}"
     fitting = ", ".join(f"{s.name} ({s.summary})" for s in _formats() if task in s.tasks)
     cure = f"give {fitting}" if fitting else f"known are {', '.join(s.name for s in _formats())}"
     if task == "classify":

@@ -114,11 +114,11 @@ class Mask:
             with Image.open(self.source) as image:
                 # palette indices, not their colours, unless the classes are told by colour
                 if image.mode == "P" and _has_colours(self.values):
-                    image = image.convert("RGB")  # type: ignore[assignment]
+                    image = image.convert("RGB")
                 elif image.mode in ("RGBA", "LA"):
-                    image = image.convert("RGB" if image.mode == "RGBA" else "L")  # type: ignore[assignment]
+                    image = image.convert("RGB" if image.mode == "RGBA" else "L")
                 elif image.mode == "1":
-                    image = image.convert("L")  # type: ignore[assignment]
+                    image = image.convert("L")
                 return np.asarray(image)
         except FileNotFoundError:
             raise DataError(f"{self.source}: no such file") from None
@@ -136,7 +136,7 @@ class Mask:
             except (OSError, ValueError, SyntaxError) as error:
                 raise DataError(f"{self.source}: not a readable mask: {error}") from None
         stored = self.stored()
-        return stored.shape[1], stored.shape[0]
+        return int(stored.shape[1]), int(stored.shape[0])
 
     def relabelled(self, order: Sequence[int]) -> Mask:
         """The same mask, class i called ``order[i]``."""

@@ -159,7 +159,7 @@ def image_sets(folder: Path) -> dict[str, list[str]]:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
-        found[split] = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        found[split] = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     return found
 
 

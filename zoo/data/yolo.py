@@ -271,7 +271,13 @@ def _images(place: Path) -> list[Path]:
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: cannot be read: {error}") from None
-    return [place.parent / line.strip() for line in lines if line.strip()]
+    return [_listed(place.parent, Path(line.strip())) for line in lines if line.strip()]
+
+
+def _listed(folder: Path, image: Path) -> Path:
+    """An image of a list: its path, or as much of its end as leads to a file, for lists that came from elsewhere."""
+    ends = (folder / Path(*image.parts[at:]) for at in range(len(image.parts)))
+    return next((path for path in ends if path.is_file()), folder / image)
 
 
 def _label_file(image: Path) -> Path:

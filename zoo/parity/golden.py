@@ -131,8 +131,8 @@ def _made(spec: ImageInput) -> Iterator[tuple[str, bytes, str]]:
     }
     for seed, (name, (height, width)) in enumerate(shapes.items()):
         pixels = natural_images(1, height, width, spec.source_channels, seed)[0]
-        if spec.color == "bands":
-            yield name, *_npy(pixels)
+        if spec.color == "bands" or spec.pixel != "uint8":
+            yield name, *_npy(pixels if spec.pixel == "uint8" else pixels.astype(np.uint16) * 257)
             continue
         image = Image.fromarray(pixels)
         if name == "made: on its side":
@@ -234,8 +234,10 @@ def _replay_preprocess(bundle: Bundle, expected: np.ndarray, tensors: Sequence[n
 
     if expected.shape[1:] != spec.shape:
         return result(False, f"the golden tensors are {expected.shape[1:]}, the manifest's input is {spec.shape}")
-    # steps of 1/255 before normalisation: the unit in which resizing may differ
-    step = 1.0 / (255.0 * np.asarray(spec.std))[:, None, None]
+    # the unit in which resizing may differ: a step of the stored pixels; for measurements a 255th of their spread
+    levels = {"uint8": 255, "uint16": 65535, "float32": 255}[spec.pixel]
+    spread = np.ones(spec.channels) if spec.pixel == "float32" else np.asarray(spec.std)
+    step = 1.0 / (levels * spread)[:, None, None]
     worst_mean = worst_max = 0.0
     culprit = ""
     for entry, ours, tensor in zip(bundle.manifest["golden"]["samples"], tensors, expected, strict=True):
@@ -243,7 +245,7 @@ def _replay_preprocess(bundle: Bundle, expected: np.ndarray, tensors: Sequence[n
         if error.mean() >= worst_mean:
             worst_mean, culprit = float(error.mean()), entry["id"]
         worst_max = max(worst_max, float(error.max()))
-    said = f"{len(tensors)} images: off by at most {worst_max:.2f}, on average {worst_mean:.3f} steps of 1/255"
+    said = f"{len(tensors)} images: off by at most {worst_max:.2f}, on average {worst_mean:.3f} steps of 1/{levels}"
     if worst_mean <= PREPROCESS_MEAN_STEPS and worst_max <= PREPROCESS_MAX_STEPS:
         return result(True, said)
     return result(

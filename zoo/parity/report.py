@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..files import dump_json, write_text
 from ..inputs import Source, read_image
+from ..reading import viewable
 from ..specs import ImageInput
 from ..tasks import TaskHalf
 from . import FAIL, INCONCLUSIVE, PASS, SKIPPED, Candidate, Finding, Reference, Samples
@@ -147,22 +148,22 @@ def find_flips(
     candidate: Candidate,
     reference: Reference,
     samples: Samples,
-    image_of: Callable[[int], Source] | None,
+    images: Sequence[Source],
+    spec: ImageInput,
     limit: int = MAX_FLIPS,
 ) -> list[Flip]:
-    """The samples that the two would answer differently, those first whose score differs most; with pictures where
-    ``image_of(index)`` gives the image."""
+    """The samples that the two would answer differently, those first whose score differs most; with their pictures."""
     half = samples.half
     if not len(candidate.results) or len(candidate.results) != len(reference.results):
         return []
-    changed = np.flatnonzero(~half.same_answer(candidate.results, reference.results))
-    if samples.targets is not None and len(changed):
+    changed: list[int] = np.flatnonzero(~half.same_answer(candidate.results, reference.results)).tolist()
+    if samples.targets is not None and changed:
         targets = [samples.targets[i] for i in changed]
         ours = half.sample_scores([candidate.results[i] for i in changed], targets)
         theirs = half.sample_scores([reference.results[i] for i in changed], targets)
-        changed = changed[np.argsort(-np.abs(ours - theirs), kind="stable")]
+        changed = [changed[i] for i in np.argsort(-np.abs(ours - theirs), kind="stable").tolist()]
     flips = []
-    for index in changed[:limit].tolist():
+    for index in changed[:limit]:
         told, expected = half.shown(candidate.results[index]), half.shown(reference.results[index])
         target = samples.targets[index] if samples.targets is not None else None
         flips.append(
@@ -174,19 +175,17 @@ def find_flips(
                 candidate=told.to_dict(),
                 reference_said=half.describe(expected),
                 candidate_said=half.describe(told),
-                pictures=_pictures(image_of(index), half, expected, told) if image_of else (),
+                pictures=_pictures(images[index], spec, half, expected, told),
             )
         )
     return flips
 
 
-def _pictures(source: Source, half: TaskHalf, reference: Any, candidate: Any) -> tuple[str, ...]:
+def _pictures(source: Source, spec: ImageInput, half: TaskHalf, reference: Any, candidate: Any) -> tuple[str, ...]:
     """The image alone for a task of labels; else what the reference and the candidate draw on it."""
     try:
-        image = read_image(source, ImageInput(height=1, width=1))
+        image = viewable(read_image(source, spec))
     except ImageError:
-        return ()
-    if not isinstance(image, Image.Image):
         return ()
     if half.draws_on_image:
         return (_thumbnail(half.draw(image, reference), 224), _thumbnail(half.draw(image, candidate), 224))

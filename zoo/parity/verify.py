@@ -110,7 +110,7 @@ def verify_bundle(
             reports.append(_report(bundle, name, [], own, predictor))
             continue
         findings = get_registry().verify(candidate, reference, basis.samples)
-        flips += find_flips(candidate, reference, basis.samples, lambda i: basis.images[i])
+        flips += find_flips(candidate, reference, basis.samples, basis.images, bundle.input)
         reports.append(_report(bundle, name, findings, own, predictor))
     return Report(
         subject=bundle.name,

@@ -56,11 +56,12 @@ class Predictor:
             return results
         return self._predict((images,))[0]  # type: ignore[arg-type]
 
-    def tiled(self, image: Source, *, tile: int | None = None, overlap: int = 64) -> Any:
+    def tiled(self, image: Source, *, tile: int | None = None, overlap: int | None = None) -> Any:
         """One result for one image of any size, cut into overlapping tiles that the network sees at their own pixels.
 
         ``tile``: side of a tile in pixels, by default the network's input size; another one needs a graph of open
-        size (``zoo export --dynamic-size``). Raises ImageError, BundleError.
+        size (``zoo export --dynamic-size``). ``overlap``: by default 64, or a quarter of a smaller tile.
+        Raises ImageError, BundleError.
         """
         from .tiles import predict_tiled
 

@@ -192,7 +192,7 @@ def _detect(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: i
     for box in boxes_of_tiles:
         outputs, where = _run(predictor, picture, box, spec, asked)
         parts += predictor.task.decode(outputs, labels=predictor.labels, frames=[where])
-    boxes, scores, classes = _joined(parts, boxes_of_tiles, picture)
+    boxes, scores, classes = _joined(parts, boxes_of_tiles, picture.width, picture.height)
     keep = nms(boxes, scores, classes, predictor.task.settings["iou"])
     return Detections(
         boxes=boxes[keep],
@@ -204,12 +204,14 @@ def _detect(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: i
     )
 
 
-def _joined(parts: list[Detections], areas: list[Box], picture: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined(
+    parts: list[Detections], areas: list[Box], width: int, height: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All tiles' boxes, scores and classes, those that tile borders cut made whole: see :func:`predict_tiled`."""
     boxes = np.concatenate([part.boxes for part in parts])
     scores = np.concatenate([part.scores for part in parts])
     classes = np.concatenate([part.classes for part in parts])
-    cut = np.concatenate([_cut(part.boxes, area, picture) for part, area in zip(parts, areas, strict=True)])
+    cut = np.concatenate([_cut(part.boxes, area, width, height) for part, area in zip(parts, areas, strict=True)])
     ends = np.cumsum([len(part) for part in parts])
     group = np.arange(len(boxes))
     """Of a cut box the first box found to be of the same object."""
@@ -246,7 +248,7 @@ def _joined(parts: list[Detections], areas: list[Box], picture: Picture) -> tupl
     return united[keep], best[keep], classes[keep]
 
 
-def _cut(boxes: np.ndarray, area: Box, picture: Picture) -> np.ndarray:
+def _cut(boxes: np.ndarray, area: Box, width: int, height: int) -> np.ndarray:
     """(M,) bool: which of a tile's boxes end at one of its borders that is none of the image's."""
     left, top, right, bottom = area
     x, y = max(2.0, NEAR * (right - left)), max(2.0, NEAR * (bottom - top))
@@ -255,9 +257,9 @@ def _cut(boxes: np.ndarray, area: Box, picture: Picture) -> np.ndarray:
         found |= boxes[:, 0] < left + x
     if top > 0:
         found |= boxes[:, 1] < top + y
-    if right < picture.width:
+    if right < width:
         found |= boxes[:, 2] > right - x
-    if bottom < picture.height:
+    if bottom < height:
         found |= boxes[:, 3] > bottom - y
     return found
 

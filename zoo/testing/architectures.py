@@ -127,7 +127,7 @@ class ArchitectureTests:
             parts = network.train().loss(network(images), [target, {k: v[:0] for k, v in target.items()}])  # type: ignore[operator]
             total = torch.stack(list(parts.values())).sum()
             assert bool(torch.isfinite(total)), f"the loss is not finite: {parts}"
-            total.backward()
+            torch.autograd.backward(total)
         else:
             network(images).square().sum().backward()
         without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]

@@ -21,17 +21,10 @@ from ..data import Dataset
 from ..data.targets import VOID, Boxes, Mask
 from ..errors import DataError
 from ..geometry import boxes_to_input, map_to_input
-from ..inputs import Frame, ImageInput, frame, normalise, read_image, resize
+from ..inputs import Frame, ImageInput, crop_resize, frame, normalise, read_image, resize
 from .augment import JointAugment
 
 __all__ = ["Augment", "Images", "Loader", "batches", "default_augment", "shuffled"]
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +47,8 @@ class Augment:
         """An image of :func:`zoo.inputs.read_image` to one of ``spec.width x spec.height``, 8 bits."""
         if self.crop < 1.0:
             width, height = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
-            image = _resize_box(image, _random_box(width, height, spec, self.crop, rng), spec)
+            box = _random_box(width, height, spec, self.crop, rng)
+            image = crop_resize(image, (spec.width, spec.height), box, spec)
         else:
             image = resize(image, spec)
         if self.flip and rng.random() < 0.5:
@@ -95,17 +89,6 @@ def _random_box(
     w, h = min(width, round(height * aspect)) or 1, min(height, round(width / aspect)) or 1
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)
-
-
-def _resize_box(
-    image: Image.Image | np.ndarray, box: tuple[float, float, float, float], spec: ImageInput
-) -> Image.Image | np.ndarray:
-    if isinstance(image, np.ndarray):
-        bands = [
-            _resize_box(Image.fromarray(np.ascontiguousarray(image[:, :, c])), box, spec) for c in range(image.shape[2])
-        ]
-        return np.stack([np.asarray(band) for band in bands], axis=2)
-    return image.resize((spec.width, spec.height), _FILTERS[spec.interpolation], box=box)
 
 
 class Images:

@@ -340,9 +340,8 @@ class _Run:
         return joint
 
     def _augment(self) -> Augment | JointAugment:
-        kind = Augment if self.model.task.name == "classify" else JointAugment
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settled["augment"].items()}
-        return kind(**values)
+        values: dict[str, Any] = self.settled["augment"]
+        return Augment(**values) if self.model.task.name == "classify" else JointAugment(**values)
 
     def _features_fit(self) -> bool:
         """Whether the head can learn on its own from features that fit in memory."""
@@ -517,7 +516,7 @@ class _Run:
             network = network.to(memory_format=torch.channels_last)
         augment = self._augment()
         train_images = Images(self.train_data, model.input, augment)
-        if isinstance(augment, JointAugment) and augment.mosaic:
+        if isinstance(augment, JointAugment) and (augment.mosaic or augment.mixup):
             # the last epochs see images as they are: mosaics are not what a device will see (YOLOX, arXiv:2107.08430)
             plain = Images(self.train_data, model.input, augment.without_mosaic())
             plain._decoded = train_images._decoded
@@ -649,7 +648,7 @@ class _Run:
     def _pictures(self, labels: tuple[str, ...], seen: Evaluation) -> dict[str, bytes]:
         """What of the answers is worth looking at: a confusion matrix, or samples with truth and answer side by side."""
         if seen.half.draws_on_image:
-            return {"samples": samples_picture(self.val_data, labels, seen)}
+            return {"samples": samples_picture(self.val_data, self.model.input, labels, seen)}
         return {"confusion": confusion_picture(seen.meter.matrix, labels)}  # type: ignore[attr-defined]
 
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from ..data.targets import Boxes
 from ..errors import ImageError
 from ..files import write_bytes, write_text
 from ..inputs import ImageInput, read_image
+from ..reading import viewable
 from ..results import Detections, Segmentation
 from .evaluate import Evaluation
 
@@ -83,7 +84,7 @@ def confusion_picture(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def samples_picture(data: Dataset, labels: Sequence[str], seen: Evaluation, count: int = 8) -> bytes:
+def samples_picture(data: Dataset, spec: ImageInput, labels: Sequence[str], seen: Evaluation, count: int = 8) -> bytes:
     """Truth and answer side by side, as PNG: the images answered worst, then some of the middle."""
     scores = seen.half.sample_scores(seen.results, seen.targets)
     order = np.argsort(scores, kind="stable")
@@ -94,10 +95,8 @@ def samples_picture(data: Dataset, labels: Sequence[str], seen: Evaluation, coun
     for index in chosen:
         sample = data[int(index)]
         try:
-            image = read_image(sample.image, _ANY, sample.id)
+            image = viewable(read_image(sample.image, spec, sample.id))
         except ImageError:
-            continue
-        if not isinstance(image, Image.Image):
             continue
         pair = [
             truth(sample.target, labels, image).draw(image),
@@ -126,9 +125,6 @@ def truth(target: Any, labels: Sequence[str], image: Image.Image) -> Detections 
             width=image.width, height=image.height,
         )  # fmt: skip
     return Segmentation(classes=target.read(), labels=tuple(labels))
-
-
-_ANY = ImageInput(height=1, width=1)
 
 
 def write_report(

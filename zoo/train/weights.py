@@ -153,8 +153,8 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
         inner = _classifier_keys(state.tensors, own)
         if len(inner) > sum(1 for k in _strip(state.tensors, whole) if k in whole):
             cut = State(tensors=inner, source=state.source)
-            found = fit(part, cut, head="", keep_head=False, channels=channels)
-            return Fitted(head=False, loaded=frozenset(f"{backbone}.{k}" for k in found.loaded))
+            inside = fit(part, cut, head="", keep_head=False, channels=channels).loaded
+            return Fitted(head=False, loaded=frozenset(f"{backbone}.{k}" for k in inside))
     wanted: dict[str, Tensor] = network.state_dict()
     tensors = _strip(state.tensors, wanted)
     heads = [h for h in head.split(",") if h]
@@ -167,7 +167,8 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
     with_head = keep_head and head_fits
     if not with_head:
         tensors = {k: v for k, v in tensors.items() if k not in in_head}
-    missing, shapes = [], []
+    missing: list[str] = []
+    shapes: list[str] = []
     for key, target in wanted.items():
         if key in in_head and not with_head:
             continue

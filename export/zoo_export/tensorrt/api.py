@@ -14,11 +14,13 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import onnx
 
 from zoo.errors import ExportError, MissingPart, UnknownName
 
@@ -53,9 +55,9 @@ class Verdict:
     """Who was asked, like ``TensorRT-RTX 1.7.1.116``."""
     parsed: bool
     complaints: tuple[Complaint, ...] = ()
-    unsupported: tuple[int, ...] = ()
-    """Indices into ``graph.node`` of what lies in sub-graphs that it cannot take. It stops at the first node that it
-    refuses, so what follows that one is among them whether it is good or not."""
+    refused: tuple[int, ...] = ()
+    """Indices into ``graph.node`` of what it cannot take. It looks at all nodes for what it can tell from a node alone,
+    and stops at the first whose import fails, so there may be more."""
     warnings: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many layers of each kind give each type: ``{"CONVOLUTION": {"HALF": 52, "FLOAT": 1}}``."""
@@ -68,6 +70,7 @@ class Verdict:
             "library": self.library,
             "parsed": self.parsed,
             "complaints": [vars(c) for c in self.complaints],
+            "refused": list(self.refused),
             "warnings": list(self.warnings),
             "layers": {kind: dict(types) for kind, types in self.layers.items()},
         }
@@ -103,11 +106,11 @@ class Library:
         return f"{TITLES[self.flavour]} {self.version}"
 
     def _make_logger(self) -> Any:
-        log, base = self._log, self.trt.ILogger
+        base, log = self.trt.ILogger, self._log
 
-        class Collector(base):  # type: ignore[misc]
+        class Collector(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
-                base.__init__(self)
+                base.__init__(self)  # the bindings insist on it, and not by way of super()
 
             def log(self, severity: Any, text: str) -> None:
                 log.append((str(severity).rpartition(".")[2], text))
@@ -192,7 +195,7 @@ def build(library: Library, model: bytes, path: Path | None = None, *, profile: 
         builder = library.builder()
         # the parser owns the weights, so it must live until the engine is built
         verdict, network, parser = _parse(library, model, path, builder)
-        if not verdict:
+        if builder is None or not verdict:
             return Built(verdict=verdict, reason=verdict.complaints[0].text)
         before = len(library._log)
         config = builder.create_builder_config()
@@ -215,9 +218,8 @@ def build(library: Library, model: bytes, path: Path | None = None, *, profile: 
 def _parse(library: Library, model: bytes, path: Path | None, builder: Any | None) -> tuple[Verdict, Any, Any]:
     """The verdict; and, where it is good, the network and the parser that filled it."""
 
-    def refused(*complaints: Complaint, unsupported: Sequence[int] = ()) -> tuple[Verdict, None, None]:
-        verdict = Verdict(library=str(library), parsed=False, complaints=complaints, unsupported=tuple(unsupported))
-        return verdict, None, None
+    def refused(*complaints: Complaint, nodes: tuple[int, ...] = ()) -> tuple[Verdict, None, None]:
+        return Verdict(library=str(library), parsed=False, complaints=complaints, refused=nodes), None, None
 
     def said(text: str) -> Complaint:
         return Complaint(node="", operator="", text=text)
@@ -239,16 +241,23 @@ def _parse(library: Library, model: bytes, path: Path | None, builder: Any | Non
         )
         for error in (parser.get_error(i) for i in range(parser.num_errors))
     ]
-    unsupported: list[int] = []
-    if hasattr(parser, "supports_model_v2"):  # from TensorRT 10.1 on
-        network = library.network(builder)  # kept by name: a parser does not keep its network alive
-        parser = library.parser(network)
-        parser.supports_model_v2(model, where)
-        for index in range(parser.num_subgraphs):
-            if not parser.is_subgraph_supported(index):
-                unsupported += parser.get_subgraph_nodes(index)
     reasons = tuple(dict.fromkeys(complaints)) or (said("the parser refused without a reason"),)
-    return refused(*reasons, unsupported=unsupported)
+    return refused(*reasons, nodes=_refused(library, builder, model, where))
+
+
+def _refused(library: Library, builder: Any, model: bytes, where: str | None) -> tuple[int, ...]:
+    """The nodes that are in no sub-graph which the parser would take over, good as a whole or not."""
+    network = library.network(builder)  # kept by name: a parser does not keep its network alive
+    parser = library.parser(network)
+    if not hasattr(parser, "supports_model_v2"):  # TensorRT 10.0 and before
+        return ()
+    parser.supports_model_v2(model, where)
+    taken = {node for index in range(parser.num_subgraphs) for node in parser.get_subgraph_nodes(index)}
+    try:
+        count = len(onnx.load_model_from_string(model).graph.node)
+    except Exception:  # not ONNX at all, which the complaint says; protobuf's classes differ between implementations
+        return ()
+    return tuple(sorted(set(range(count)) - taken))
 
 
 def _layers(network: Any) -> dict[str, dict[str, int]]:
@@ -309,7 +318,8 @@ def _with_warnings(verdict: Verdict, heard: list[tuple[str, str]]) -> Verdict:
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
     """Keep what C++ prints of its own accord (it does not pass by the logger) off standard error."""
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:  # no standard error at all

@@ -35,11 +35,11 @@ def fix(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 
 def _axes(model: ModelProto) -> Iterator[str]:
-    """unnamed-axis: open axes of inputs are named by their number, the first one as the batch."""
+    """unnamed-axis: open axes of inputs get the input's name and their number; none is said to equal another."""
     for value in View(model).inputs:
         for number, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") and not dim.dim_param:
-                dim.dim_param = f"{value.name}_{number}" if number else "batch"
+                dim.dim_param = f"{value.name}_{number}"
                 yield f"input {value.name}: axis {number} is named {dim.dim_param}"
 
 
@@ -54,9 +54,10 @@ def _outputs(model: ModelProto) -> Iterator[str]:
 
 def _loops(model: ModelProto) -> Iterator[str]:
     """loop-condition: an absent condition means true."""
-    for node in View(model).ops("Loop"):
+    view = View(model)
+    for node in view.ops("Loop"):
         if len(node.input) > 1 and not node.input[1]:
-            node.input[1] = _add(model, "true", np.asarray(True))
+            node.input[1] = _add(view, "true", np.asarray(True))
             yield f"node {node.name}: its condition, true, is written out"
 
 
@@ -97,6 +98,7 @@ def _zero_points(model: ModelProto) -> Iterator[str]:
     """zero-point: UINT8 around 128 is INT8 around 0. Every number moves by 128, and none is rounded or cut off."""
     view = View(model)
     moved: set[str] = set()
+    data: np.ndarray | None
     for node in view.ops("QuantizeLinear", "DequantizeLinear"):
         if node.op_type == "QuantizeLinear":
             name = node.output[0]
@@ -105,18 +107,17 @@ def _zero_points(model: ModelProto) -> Iterator[str]:
             whole = readers and name not in view.results and all(r.op_type == "DequantizeLinear" for r in readers)
         else:
             group, name = [node], ""
-            whole = view.constant(node.input[0]) is not None
+            data = view.value(node.input[0])
+            whole = data is not None and data.dtype == np.uint8
         if not whole or not all(_is_128(view, member) for member in group):
             continue
         for member in group:
             zero = np.zeros(_zero(view, member).shape, np.int8)
-            member.input[2] = _add(model, "zero_point", zero)
+            member.input[2] = _add(view, "zero_point", zero)
         if name:
             moved.add(name)
-        else:
-            data = view.value(node.input[0])
-            assert data is not None
-            node.input[0] = _add(model, node.input[0], (data.astype(np.int16) - 128).astype(np.int8))
+        elif data is not None:
+            node.input[0] = _add(view, node.input[0], (data.astype(np.int16) - 128).astype(np.int8))
         yield f"node {view.name(node)}: UINT8 around 128 is INT8 around 0 now"
     for graph in view.graphs:
         for value in graph.value_info:
@@ -162,13 +163,13 @@ def _is_128(view: View, node: NodeProto) -> bool:
     return zero.dtype == np.uint8 and bool(np.all(zero == 128))
 
 
-def _add(model: ModelProto, stem: str, value: np.ndarray) -> str:
+def _add(view: View, stem: str, value: np.ndarray) -> str:
     """A new constant of the whole graph; its name."""
-    taken = {i.name for i in model.graph.initializer} | {o for node in View(model).nodes for o in node.output}
+    taken = view.makers.keys() | {i.name for graph in view.graphs for i in graph.initializer}
     number = 0
     while (name := f"{stem}.fixed{number}") in taken:
         number += 1
-    model.graph.initializer.append(numpy_helper.from_array(value, name))
+    view.graph.initializer.append(numpy_helper.from_array(value, name))
     return name
 
 
@@ -193,7 +194,7 @@ def _evaluate(view: View, name: str) -> np.ndarray | None:
             needed.add(at)
             queue += view.makers[at].input if at in view.makers else []
     graph = helper.make_graph(
-        [node for node in view.nodes if node.output[0] in needed],
+        [node for node in view.nodes if not needed.isdisjoint(node.output)],
         "constants",
         [],
         [ValueInfoProto(name=name)],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from zoo.errors import ExportError, UnknownName
+from zoo.errors import ExportError, UnknownName, ZooError
 
 from ..graphs import MODULES
 from . import api
@@ -20,7 +21,7 @@ from .rules import ERROR, INFO, RULES, SEVERITIES, WARNING
 from .targets import Target
 from .view import LAYERS, View
 
-__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "read_modules"]
+__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "parse_modules", "read_modules", "whole"]
 
 PARSER = "parser"
 """The rule id of what only NVIDIA's parser found."""
@@ -103,13 +104,37 @@ def open_model(source: Path | bytes, name: str = "", *, weights: bool = False) -
     return model
 
 
+@contextlib.contextmanager
+def whole(model: ModelProto, name: str) -> Iterator[None]:
+    """Turns what a damaged model makes of this code into an ExportError with the checker's word on the model."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:  # text that is no text, types that are none: a damaged file can hold anything
+        try:
+            onnx.checker.check_model(model)
+        except Exception as fault:
+            reason = str(fault).strip().splitlines()[0][:200]
+            raise ExportError(f"{name} is damaged: {reason}: copy or export it again") from error
+        raise
+
+
 def read_modules(file: Path) -> dict[str, str]:
     """The exporter's sidecar beside an ONNX file: graph node to torch module. Empty where there is none."""
     try:
-        found = json.loads(file.with_name(MODULES).read_text("utf-8"))
-    except (OSError, ValueError):
+        return parse_modules(file.with_name(MODULES).read_bytes())
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def parse_modules(data: bytes) -> dict[str, str]:
+    """The sidecar's content; what is not a name for a name is left out."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def lint(
@@ -135,23 +160,22 @@ def lint(
     name = name or (str(file) if file else model.graph.name)
     if modules is None:
         modules = read_modules(file) if file else {}
-    view = View(model, file.parent if file else None, dict(modules))
-    findings = []
-    for rule in RULES.values():
-        if rule.id in ignored:
-            continue
-        for hit in rule.check(view, target):
-            findings.append(
-                Finding(
-                    rule=rule.id,
-                    severity=hit.severity or rule.severity,
-                    node=view.name(hit.node) if hit.node is not None else "",
-                    module=view.module(hit.node) if hit.node is not None else "",
-                    what=hit.what,
-                    why=rule.why,
-                    cure=hit.cure or rule.cure,
-                )
+    with whole(model, name):
+        view = View(model, file.parent if file else None, dict(modules))
+        findings = [
+            Finding(
+                rule=rule.id,
+                severity=hit.severity or rule.severity,
+                node=view.name(hit.node) if hit.node is not None else "",
+                module=view.module(hit.node) if hit.node is not None else "",
+                what=hit.what,
+                why=rule.why,
+                cure=hit.cure or rule.cure,
             )
+            for rule in RULES.values()
+            if rule.id not in ignored
+            for hit in rule.check(view, target)
+        ]
     asked, verdict = "not asked", None
     if ask:
         asked, verdict, more = _ask(source, model, target, view, findings)
@@ -188,6 +212,13 @@ def _ask(
     own = library.flavour == target.flavour and library.fits(target.version)
     role = "" if own else f" (not {target}, but it shares the parser)"
     told = {f.node for f in findings if f.severity != INFO}
+    outer = {view.name(node): index for index, node in enumerate(model.graph.node)}
+    refused = {name for name, index in outer.items() if index in verdict.refused}
+
+    def known(complaint: api.Complaint) -> bool:
+        """What lies in a branch or a loop body was told of at the node that holds it."""
+        return ({complaint.node} if complaint.node in outer or not refused else refused) <= told
+
     more = [
         Finding(
             rule=PARSER,
@@ -199,6 +230,6 @@ def _ask(
             cure="replace this part of the network; and please report it, because a rule is missing",
         )
         for complaint in verdict.complaints
-        if complaint.node not in told
+        if not known(complaint)
     ]
     return f"{library} {'takes' if verdict else 'refuses'} it{role}", verdict, more

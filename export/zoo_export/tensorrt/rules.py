@@ -12,13 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
 from .targets import OLDEST_OPSET, Target
-from .view import LAYERS, STANDARD, View, attribute
+from .view import LAYERS, STANDARD, View, attribute, type_name
 
 __all__ = ["ERROR", "INFO", "RULES", "SEVERITIES", "UNSUPPORTED", "WARNING", "Hit", "Rule"]
 
@@ -61,10 +62,6 @@ def rule(id: str, severity: str, *, why: str, cure: str, fixes: bool = False) ->
     return register
 
 
-def _type(kind: int) -> str:
-    return str(TensorProto.DataType.Name(kind))
-
-
 def _dims(shape: Iterable[int | str] | None) -> str:
     return "x".join(str(d) or "?" for d in shape) if shape is not None else "?"
 
@@ -97,9 +94,13 @@ def _wiring(view: View, target: Target) -> Iterator[Hit]:
     known = {*view.initializers, *(i.name for graph in view.graphs for i in graph.input), ""}
     known |= {s.values.name for graph in view.graphs for s in graph.sparse_initializer}
     for node in view.nodes:
+        if id(node) in view.broken:
+            yield Hit(node, view.broken[id(node)])
         for name in node.input:
             if name not in known and name not in view.makers:
                 yield Hit(node, f"reads '{name}', which nothing makes")
+    for name in sorted(view.results - known - view.makers.keys()):
+        yield Hit(None, f"output '{name}' is made by nothing")
     made = Counter(name for node in view.nodes for name in node.output if name)
     for node in view.nodes:
         for name in node.output:
@@ -110,7 +111,7 @@ def _wiring(view: View, target: Target) -> Iterator[Hit]:
 @rule(
     "node-names",
     WARNING,
-    why="layers of the engine, messages and profiles are told apart by node names alone",
+    why="the engine's layers, messages and profiles are told apart by node names alone (and ONNX Runtime refuses doubles)",
     cure="--fix names them",
     fixes=True,
 )
@@ -182,6 +183,39 @@ def _unnamed_axis(view: View, target: Target) -> Iterator[Hit]:
             yield Hit(None, f"input '{value.name}': axes {nameless} have neither size nor name")
 
 
+_SHAPE_OPERANDS = {
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+"""Which inputs of which operators decide on shapes."""
+
+
+@rule(
+    "shape-input",
+    WARNING,
+    why="its numbers decide on shapes, so the profile must give their range, not only its shape (measured: without, the builder refuses)",
+    cure="make it a constant when exporting",
+)
+def _shape_input(view: View, target: Target) -> Iterator[Hit]:
+    inputs = {i.name for i in view.inputs}
+    for node in view.ops(*_SHAPE_OPERANDS):
+        for index in _SHAPE_OPERANDS[node.op_type]:
+            name = node.input[index] if index < len(node.input) else ""
+            if name in inputs:
+                scales = view.dtype(name) == TensorProto.FLOAT and node.op_type == "Resize"
+                what = f"input '{name}' decides on the shape of {node.op_type}'s output"
+                yield Hit(node, what + (", and is FLOAT" if scales else ""), ERROR if scales else "")
+
+
 @rule(
     "external-data",
     INFO,
@@ -189,19 +223,18 @@ def _unnamed_axis(view: View, target: Target) -> Iterator[Hit]:
     cure="keep the files beside the model; below 2 GiB, save it as one file",
 )
 def _external_data(view: View, target: Target) -> Iterator[Hit]:
-    files: dict[str, int] = {}
-    for tensor in view.initializers.values():
-        if tensor.data_location == TensorProto.EXTERNAL:
-            facts = {entry.key: entry.value for entry in tensor.external_data}
-            location = facts.get("location", "")
-            files[location] = files.get(location, 0) + int(facts.get("length", 0))
-    for location, size in files.items():
-        place = (view.folder / location) if view.folder and location else None
-        if place is None or not place.is_file():
+    tensors = [t for t in view.initializers.values() if t.data_location == TensorProto.EXTERNAL]
+    files = Counter(entry.value for t in tensors for entry in t.external_data if entry.key == "location")
+    folder = (view.folder or Path()).resolve()
+    for name, count in files.items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder):
+            yield Hit(None, f"weights are to be read from '{name}', outside the model's folder", ERROR)
+        elif not file.is_file():
             cure = "copy the whole model again: all its files belong in one folder"
-            yield Hit(None, f"file '{location}' with weights is missing", ERROR, cure)
+            yield Hit(None, f"file '{name}' with {count} weights is missing", ERROR, cure)
         else:
-            yield Hit(None, f"{size / 2**20:.1f} MiB of weights in '{location}'")
+            yield Hit(None, f"{count} weights are in '{name}' ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
 @rule(
@@ -248,22 +281,22 @@ _TYPES = (
 def _dtype(view: View, target: Target) -> Iterator[Hit]:
     def wrong(kind: int) -> bool:
         return kind != TensorProto.UNDEFINED and (
-            _type(kind) not in _TYPES or not (kind == TensorProto.INT64 or target.has(_type(kind)))
+            type_name(kind) not in _TYPES or not (kind == TensorProto.INT64 or target.has(type_name(kind)))
         )
 
     for where, values in (("input", view.inputs), ("output", view.graph.output)):
         for value in values:
             if wrong(view.dtype(value.name)):
-                yield Hit(None, f"{where} '{value.name}' is {_type(view.dtype(value.name))}")
+                yield Hit(None, f"{where} '{value.name}' is {type_name(view.dtype(value.name))}")
     for name, tensor in view.initializers.items():
         if wrong(tensor.data_type):
-            yield Hit(None, f"constant '{name}' is {_type(tensor.data_type)}")
+            yield Hit(None, f"constant '{name}' is {type_name(tensor.data_type)}")
     for node in view.nodes:
         if any(a.name in ("value_string", "value_strings", "sparse_value") for a in node.attribute):
             yield Hit(node, "is a constant of text or of sparse form")
         kinds = {view.dtype(name) for name in node.output if name}
         for kind in sorted(k for k in kinds if wrong(k)):
-            yield Hit(node, f"makes {_type(kind)}")
+            yield Hit(node, f"makes {type_name(kind)}")
     for graph in view.graphs:
         for sparse in graph.sparse_initializer:
             yield Hit(None, f"constant '{sparse.values.name}' is of sparse form")
@@ -327,7 +360,7 @@ def _int64(view: View, target: Target) -> Iterator[Hit]:
         for name, tensor in view.initializers.items():
             value = view.value(name) if tensor.data_type == TensorProto.INT64 else None
             # the largest INT64 is how exporters write "to the end" of a Slice, and is clipped without harm
-            if value is not None and value.size and (abs(value[abs(value) < 2**62]) > 2**31 - 1).any():
+            if value is not None and value.size and (np.abs(value[value < 2**62]) > 2**31 - 1).any():
                 yield Hit(None, f"constant '{name}' has values past INT32, which {target} clips", WARNING)
 
 
@@ -355,7 +388,7 @@ def _mixed_types(view: View, target: Target) -> Iterator[Hit]:
             if formal is not None and name and formal.is_homogeneous:
                 kinds.setdefault(formal.type_str, set()).add(view.dtype(name))
         for letter in kinds.values():
-            known = sorted(_type(k) for k in letter if k != TensorProto.UNDEFINED)
+            known = sorted(type_name(k) for k in letter if k != TensorProto.UNDEFINED)
             if len(known) > 1:
                 yield Hit(node, f"operands are {' and '.join(known)}")
 
@@ -373,7 +406,7 @@ def _quantised_constant(view: View, target: Target) -> Iterator[Hit]:
         if tensor.data_type in narrow:
             for node in view.readers.get(name, ()):
                 if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Identity"):
-                    yield Hit(node, f"reads the {_type(tensor.data_type)} constant '{name}'")
+                    yield Hit(node, f"reads the {type_name(tensor.data_type)} constant '{name}'")
 
 
 def _floats(view: View) -> Iterator[tuple[str, np.ndarray]]:
@@ -426,7 +459,7 @@ def _zero_point(view: View, node: NodeProto) -> np.ndarray | None:
     return view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
 
 
-def _quantised_type(view: View, node: NodeProto) -> int:
+def _quantised_kind(view: View, node: NodeProto) -> int:
     """The integer type on a Q or DQ's quantised side, which without a zero point is UINT8."""
     if node.op_type == "DequantizeLinear" and view.dtype(node.input[0]) != TensorProto.UNDEFINED:
         return view.dtype(node.input[0])
@@ -448,7 +481,8 @@ def _zero_points(view: View, target: Target) -> Iterator[Hit]:
         if zero is not None and np.any(zero != 0):
             low, high = int(zero.min()), int(zero.max())
             yield Hit(
-                node, f"{_type(_quantised_type(view, node))}, zero point {low if low == high else f'{low} to {high}'}"
+                node,
+                f"{type_name(_quantised_kind(view, node))}, zero point {low if low == high else f'{low} to {high}'}",
             )
 
 
@@ -461,7 +495,7 @@ def _zero_points(view: View, target: Target) -> Iterator[Hit]:
 def _uint8_quantised(view: View, target: Target) -> Iterator[Hit]:
     for node in view.ops(*_QUANTISERS):
         zero = _zero_point(view, node)
-        if _quantised_type(view, node) != TensorProto.UINT8 or (zero is not None and np.any(zero != 0)):
+        if _quantised_kind(view, node) != TensorProto.UINT8 or (zero is not None and np.any(zero != 0)):
             continue
         maker = view.makers.get(node.input[0])
         if maker is not None and maker.op_type == "QuantizeLinear":
@@ -555,7 +589,7 @@ def _unsupported(view: View, target: Target) -> Iterator[Hit]:
     "newer-op",
     ERROR,
     why="the parser of this version does not know the operator yet",
-    cure="export with opset 20, where it is written out in older operators; or use a newer TensorRT",
+    cure="use a newer TensorRT, or export with opset 20, where most of these are written out in older operators",
 )
 def _newer(view: View, target: Target) -> Iterator[Hit]:
     for node in view.nodes:

@@ -13,7 +13,9 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["LAYERS", "STANDARD", "View", "attribute", "subgraphs"]
+from zoo.errors import ExportError
+
+__all__ = ["LAYERS", "STANDARD", "View", "attribute", "subgraphs", "type_name"]
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Where nearly all of the arithmetic is: their precision is what a person asks for."""
@@ -27,7 +29,7 @@ _NONE = TensorProto.UNDEFINED
 class View:
     """One model, read only. ``folder`` is where external data lies, ``modules`` the exporter's map of node to torch module.
 
-    Local functions are inlined, because the parser follows them too.
+    Local functions are inlined, because the parser follows them too. Raises ExportError for names that are not UTF-8.
     """
 
     def __init__(self, model: ModelProto, folder: Path | None = None, modules: dict[str, str] | None = None) -> None:
@@ -38,6 +40,12 @@ class View:
         self.graphs: list[GraphProto] = [self.graph]
         self.nodes: list[NodeProto] = []
         self._walk(self.graph)
+        if any(
+            isinstance(text, bytes) for n in self.nodes for text in (n.op_type, n.domain, n.name, *n.input, *n.output)
+        ):
+            raise ExportError("the graph holds a name that is not text: the file is damaged; copy or export it again")
+        self.broken = {id(node): fault for node in self.nodes if (fault := _fault(node, self.opset))}
+        """Nodes (by identity) that lack an input, output or attribute that their operator must have, and what it is."""
         self.initializers = {i.name: i for graph in self.graphs for i in graph.initializer}
         self.makers = {name: node for node in self.nodes for name in node.output if name}
         self.readers: dict[str, list[NodeProto]] = {}
@@ -61,7 +69,8 @@ class View:
         return max((o.version for o in self.model.opset_import if o.domain in STANDARD), default=0)
 
     def ops(self, *kinds: str) -> Iterator[NodeProto]:
-        return (node for node in self.nodes if node.op_type in kinds)
+        """Nodes of these operators that have all that the operator must have."""
+        return (node for node in self.nodes if node.op_type in kinds and id(node) not in self.broken)
 
     def name(self, node: NodeProto) -> str:
         """What a person finds the node by: its name, or what it makes where it has none."""
@@ -82,20 +91,26 @@ class View:
 
     def constant(self, name: str) -> TensorProto | None:
         """The tensor behind a name, through Identity and Cast, which is as far as the parser follows. None: computed."""
-        if name in self.initializers:
-            return self.initializers[name]
-        node = self.makers.get(name)
-        if node is None or node.domain not in STANDARD:
-            return None
-        if node.op_type == "Constant":
-            return _constant(node)
-        if node.op_type == "Identity":
-            return self.constant(node.input[0])
-        if node.op_type == "Cast":
-            tensor, to = self.constant(node.input[0]), attribute(node, "to", _NONE)
+        casts: list[int] = []
+        tensor: TensorProto | None = None
+        for _ in range(len(self.nodes) + 1):  # an ill-formed graph may lead round in a circle
+            tensor, node = self.initializers.get(name), self.makers.get(name)
+            if tensor is not None or node is None or node.domain not in STANDARD or id(node) in self.broken:
+                break
+            if node.op_type == "Constant":
+                tensor = _constant(node)
+                break
+            if node.op_type not in ("Identity", "Cast"):
+                break
+            if node.op_type == "Cast":
+                casts.append(int(attribute(node, "to")))
+            name = node.input[0]
+        for to in reversed(casts):
             value = self._array(tensor)
-            return None if value is None else numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(to)))
-        return None
+            if value is None or to not in TensorProto.DataType.values() or to in (_NONE, TensorProto.STRING):
+                return None
+            tensor = numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(to)))
+        return tensor
 
     def value(self, name: str) -> np.ndarray | None:
         """The numbers behind a constant; None where it is computed, or where its external file is missing."""
@@ -105,8 +120,8 @@ class View:
         if tensor is None:
             return None
         try:
-            return numpy_helper.to_array(tensor, str(self.folder or ""))
-        except (OSError, ValueError, TypeError, onnx.checker.ValidationError):
+            return np.asarray(numpy_helper.to_array(tensor, str(self.folder or "")))
+        except (OSError, ValueError, TypeError, KeyError, onnx.checker.ValidationError):
             return None
 
     def fixed(self, name: str) -> bool:
@@ -142,11 +157,11 @@ class View:
     def dtype(self, name: str) -> int:
         """TensorProto's element type; UNDEFINED where it is not known."""
         if name in self.initializers:
-            return self.initializers[name].data_type
+            return int(self.initializers[name].data_type)
         if name in self._values:
-            return self._values[name].type.tensor_type.elem_type
+            return int(self._values[name].type.tensor_type.elem_type)
         constant = self.constant(name)
-        return constant.data_type if constant is not None else _NONE
+        return int(constant.data_type if constant is not None else _NONE)
 
     def shape(self, name: str) -> tuple[int | str, ...] | None:
         """Sizes; a text for an axis that is not fixed ("" where it has no name). None where even the rank is unknown."""
@@ -163,9 +178,9 @@ class View:
         sources = [self.makers.get(name) for name in node.input[:2]]
         if len(sources) == 2 and all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
             return "int8"
-        names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-        kind = self.dtype(node.output[0])
-        return names.get(kind, TensorProto.DataType.Name(kind).lower())
+        names = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "UNDEFINED": "unknown"}
+        kind = type_name(self.dtype(node.output[0]))
+        return names.get(kind, kind.lower())
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
@@ -173,8 +188,13 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     for found in node.attribute:
         if found.name == name:
             value = helper.get_attribute_value(found)
-            return value.decode() if isinstance(value, bytes) else value
+            return value.decode(errors="replace") if isinstance(value, bytes) else value
     return default
+
+
+def type_name(kind: int) -> str:
+    """``FLOAT16`` for 10, and so on."""
+    return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else f"TYPE{kind}"
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -186,12 +206,31 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from found.graphs
 
 
+def _fault(node: NodeProto, opset: int) -> str:
+    """What a node of a standard operator lacks; empty where it is whole, or where the operator is not known."""
+    if node.domain not in STANDARD or not onnx.defs.has(node.op_type):
+        return ""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset)
+    except onnx.defs.SchemaError:
+        return ""
+    for what, there, least in (
+        ("inputs", len(node.input), schema.min_input),
+        ("outputs", len(node.output), schema.min_output),
+    ):
+        if there < least:
+            return f"has {there} {what}, {node.op_type} needs {least}"
+    given = {found.name for found in node.attribute}
+    lacking = [name for name, found in schema.attributes.items() if found.required and name not in given]
+    return f"lacks the attribute {lacking[0]}" if lacking else ""
+
+
 def _constant(node: NodeProto) -> TensorProto | None:
     """The tensor of a Constant node; None for text and sparse ones."""
     for found in node.attribute:
         value = helper.get_attribute_value(found)
         if found.name == "value":
-            return value  # type: ignore[no-any-return]
+            return value
         if found.name in ("value_float", "value_floats"):
             return numpy_helper.from_array(np.asarray(value, np.float32))
         if found.name in ("value_int", "value_ints"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["Objects", "iou_and_giou", "pad"]
+__all__ = ["Objects", "giou", "iou", "pad"]
 
 EPS = 1e-7
 """Keeps a division by the area of two empty boxes finite; far below a pixel."""
@@ -41,16 +41,23 @@ def pad(targets: Sequence[dict[str, Tensor]], device: torch.device) -> Objects:
     return Objects(boxes, classes, torch.arange(boxes.shape[1], device=device) < counts[:, None])
 
 
-def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection over union and its generalisation of xyxy boxes (..., 4), whose leading axes broadcast.
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of xyxy boxes (..., 4), whose leading axes broadcast."""
+    intersection, union = _overlap(a, b)
+    return intersection / union
 
-    H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, https://arxiv.org/abs/1902.09630.
-    """
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """The generalised intersection over union of xyxy boxes (..., 4), -1..1: it still tells how far apart boxes are that
+    do not meet. H. Rezatofighi et al., CVPR 2019, https://arxiv.org/abs/1902.09630."""
+    intersection, union = _overlap(a, b)
+    around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = around[..., 0] * around[..., 1] + EPS
+    return intersection / union - (hull - union) / hull
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     sizes_a, sizes_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
     common = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     intersection = common[..., 0] * common[..., 1]
-    union = sizes_a[..., 0] * sizes_a[..., 1] + sizes_b[..., 0] * sizes_b[..., 1] - intersection + EPS
-    iou = intersection / union
-    around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = around[..., 0] * around[..., 1] + EPS
-    return iou, iou - (hull - union) / hull
+    return intersection, sizes_a[..., 0] * sizes_a[..., 1] + sizes_b[..., 0] * sizes_b[..., 1] - intersection + EPS

@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import MissingPart, ZooError
+from zoo.errors import MissingPart
+
+from .sizes import need_multiple
+from .trunk import STRIDES, trunk
 
 try:
     import scipy  # noqa: F401  (transformers' matcher needs it, and would say so in the first training step only)
@@ -33,22 +36,18 @@ Raw = dict[str, Tensor]
 classes) and ``first_boxes`` (N, Q, 4) of the places that the queries start from; boxes are centre, width and height as
 shares of the input. ``size`` (4,): width, height, width, height of the input in pixels."""
 
-STRIDE = 32
-
-
 class RTDetr(nn.Module):
-    """``backbone`` is timm's name of a network whose last three stages have strides 8, 16 and 32; ``width`` the
-    channels of everything behind it; ``queries`` the most objects that can be found in one image."""
+    """``backbone``: see :func:`~zoo_detect.trunk.trunk`; ``width``: channels of everything behind it; ``queries``: the
+    most objects that can be found in one image."""
 
     def __init__(
         self, num_classes: int, in_channels: int, backbone: str, width: int, queries: int, decoder_layers: int
     ) -> None:
         super().__init__()
-        stages = TimmBackboneConfig(
-            backbone=backbone, num_channels=in_channels, out_indices=[-3, -2, -1], use_pretrained_backbone=False
-        )
+        stages = trunk(backbone, in_channels)
         self.config = RTDetrV2Config(
-            backbone_config=stages,
+            # theirs is replaced below: it has the same maps, but not the names of a classifier's weights
+            backbone_config=TimmBackboneConfig(backbone=backbone, out_indices=[-3, -2, -1]),
             num_labels=num_classes,
             d_model=width,
             encoder_hidden_dim=width,
@@ -62,6 +61,7 @@ class RTDetr(nn.Module):
             freeze_backbone_batch_norms=False,
         )
         self.model = RTDetrV2ForObjectDetection(self.config).model
+        self.model.backbone = stages
         # transformers draws the gains of BatchNorm from N(0, 0.01): behind the neck no signal is left, every place of
         # the image scores the same to the last bit, and the choice of the queries is a tie
         for module in self.model.modules():
@@ -70,16 +70,9 @@ class RTDetr(nn.Module):
 
     def forward(self, x: Tensor) -> Raw:
         """(N, in_channels, H, W), preprocessed, to the raw outputs. Raises ZooError where 32 does not divide H and W."""
-        height, width = x.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            up = [-(-side // STRIDE) * STRIDE for side in (height, width)]
-            raise ZooError(
-                f"input is {x.shape[1]}x{height}x{width}; RT-DETR halves it 5 times, so H and W must divide by {STRIDE}: "
-                f"give {up[0]}x{up[1]}"
-            )
+        need_multiple(x, STRIDES[-1], f"RT-DETR's coarsest map has one cell for {STRIDES[-1]} pixels")
         model = self.model
-        maps = model.backbone.model(x).feature_maps
-        maps = [project(m) for project, m in zip(model.encoder_input_proj, maps, strict=True)]
+        maps = [project(m) for project, m in zip(model.encoder_input_proj, model.backbone(x), strict=True)]
         maps = model.encoder(maps).last_hidden_state
         maps = [project(m) for project, m in zip(model.decoder_input_proj, maps, strict=True)]  # (N, C, H_l, W_l) each
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
@@ -111,7 +104,7 @@ class RTDetr(nn.Module):
             "boxes": found.intermediate_reference_points.to(x.dtype),
             "first_logits": first_logits.to(x.dtype),
             "first_boxes": first_boxes.sigmoid().to(x.dtype),
-            "size": x.new_tensor([width, height, width, height]),
+            "size": x.new_tensor([x.shape[3], x.shape[2], x.shape[3], x.shape[2]]),
         }
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +30,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from .boxes import iou_and_giou, pad
+from .boxes import iou, pad
+from .trunk import trunk
 
 __all__ = ["FasterRCNN", "build", "matrix_nms", "roi_align"]
 
@@ -54,14 +54,12 @@ SAMPLES = 2
 
 
 class FasterRCNN(nn.Module):
-    """``backbone`` is timm's name of a network whose last three stages have strides 8, 16 and 32; ``width`` the
-    channels of the feature pyramid; ``hidden`` the units of the second stage's two layers."""
+    """``backbone``: see :func:`~zoo_detect.trunk.trunk`; ``width``: channels of the feature pyramid; ``hidden``: units of
+    the second stage's two layers."""
 
     def __init__(self, num_classes: int, in_channels: int, backbone: str, width: int, hidden: int) -> None:
         super().__init__()
-        self.backbone = timm.create_model(
-            backbone, pretrained=False, features_only=True, in_chans=in_channels, out_indices=(-3, -2, -1)
-        )
+        self.backbone: Any = trunk(backbone, in_channels)
         self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), width, LastLevelMaxPool())
         self.anchors = AnchorGenerator(tuple((s,) for s in SIZES), (RATIOS,) * len(SIZES))
         self.rpn = RPNHead(width, len(RATIOS))
@@ -154,7 +152,7 @@ class FasterRCNN(nn.Module):
         if not len(target["boxes"]):
             return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), boxes
         objects = target["boxes"].to(boxes.dtype)
-        match = matcher(iou_and_giou(objects[:, None], boxes)[0])
+        match = matcher(iou(objects[:, None], boxes))
         labels = 1 + target["classes"][match.clamp(min=0)]
         labels[match == Matcher.BELOW_LOW_THRESHOLD] = 0
         labels[match == Matcher.BETWEEN_THRESHOLDS] = -1
@@ -182,9 +180,9 @@ def matrix_nms(boxes: Tensor, sharpness: float = 2.0) -> Tensor:
     A box loses by its overlap with each better box, the less the more that one is covered itself (the Gaussian form,
     equations 4 and 5 of the paper).
     """
-    iou = iou_and_giou(boxes[:, :, None], boxes[:, None])[0].triu(diagonal=1) ** 2  # (N, better, worse)
-    covered = iou.amax(dim=1)
-    return -sharpness * (iou - covered[:, :, None]).amax(dim=1)
+    overlap = iou(boxes[:, :, None], boxes[:, None]).triu(diagonal=1) ** 2  # (N, better, worse)
+    covered = overlap.amax(dim=1)
+    return -sharpness * (overlap - covered[:, :, None]).amax(dim=1)
 
 
 def _propose(objectness: Tensor, boxes: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .boxes import iou_and_giou, pad
+from .boxes import giou, iou, pad
 from .sizes import need_multiple
 from .yolo.loss import quality_loss
 from .yolo.neck import convolution
@@ -184,20 +184,20 @@ class FastestDet(nn.Module):
             index = torch.where(usable, at[..., 1] * width + at[..., 0], 0).flatten(1)  # (N, M * 4)
 
             boxes = _boxes(cells, raw).gather(1, index[..., None].expand(-1, -1, 4)).view(-1, count, 4, 4)
-            iou, giou = iou_and_giou(boxes, objects.boxes[:, :, None])  # (N, M, 4)
-            reached = torch.where(usable, iou.detach(), 0.0)
+            truth = objects.boxes[:, :, None]
+            reached = torch.where(usable, iou(boxes.detach(), truth), 0.0)  # (N, M, 4)
             mean = reached.sum(dim=2, keepdim=True) / usable.sum(dim=2, keepdim=True).clamp(min=1)
-            answers = usable & (reached >= mean)
+            answers = usable & (reached >= mean.minimum(reached.amax(dim=2, keepdim=True)))  # a mean may be rounded up
 
             wanted = torch.zeros_like(cells[..., 0])
             wanted.scatter_reduce_(1, index, torch.where(answers, reached, 0.0).flatten(1), "amax")
             objectness = quality_loss(cells[..., 0], wanted).sum() / wanted.sum().clamp(min=1.0)
 
             total = answers.sum().clamp(min=1)
-            box = torch.where(answers, 1 - giou, 0.0).sum() / total
+            box = torch.where(answers, 1 - giou(boxes, truth), 0.0).sum() / total
             logits = cells[..., 5:].gather(1, index[..., None].expand(-1, -1, cells.shape[2] - 5))
-            truth = objects.classes[:, :, None].expand(-1, -1, 4).flatten(1)
-            surprise = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none")  # (N, M * 4)
+            wanted_class = objects.classes[:, :, None].expand(-1, -1, 4).flatten(1)
+            surprise = F.cross_entropy(logits.transpose(1, 2), wanted_class, reduction="none")  # (N, M * 4)
             classes = torch.where(answers.flatten(1), surprise, 0.0).sum() / total
         return {
             "objectness": OBJECTNESS_WEIGHT * objectness,

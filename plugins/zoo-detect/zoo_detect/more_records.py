@@ -46,7 +46,7 @@ FASTER_RCNN = Architecture(
     task="detect",
     input=ImageInput(height=512, width=512, resize="letterbox"),
     head="classifier",
-    backbone="backbone",
+    backbone="backbone.model",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1506.01497",
 )
@@ -58,7 +58,7 @@ RT_DETR = Architecture(
     task="detect",
     input=ImageInput(height=512, width=512, resize="letterbox"),
     head="model.decoder.class_embed,model.enc_score_head",
-    backbone="model.backbone.model._backbone",
+    backbone="model.backbone.model",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/2407.17140",
     aliases=("rt-detr",),

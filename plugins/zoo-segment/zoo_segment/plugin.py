@@ -17,8 +17,10 @@ INPUT = ImageInput(
 )
 
 # classes 0: an encoder's weights bring no head
-MOBILENETV2 = Weights(
-    name="imagenet-encoder", uri="timm:mobilenetv2_100.ra_in1k", num_classes=0, license="apache-2.0"
+ENCODER = Weights(
+    name="imagenet-encoder",
+    uri="timm:{encoder}",  # the encoder's first weights, under their own licence
+    num_classes=0,
 )
 VGG16 = Weights(name="imagenet-encoder", uri="timm:vgg16_bn.tv_in1k", num_classes=0, license="bsd-3-clause")
 
@@ -35,7 +37,7 @@ def over_encoder(
         input=INPUT,
         head="segmentation_head",
         backbone="encoder.model",
-        weights=(MOBILENETV2,),
+        weights=(ENCODER,),
         license=f"{license} AND Apache-2.0",
         paper=f"https://arxiv.org/abs/{paper}",
         aliases=(alias,) if alias else (),

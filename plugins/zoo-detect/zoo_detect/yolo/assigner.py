@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import Objects, iou_and_giou
+from ..boxes import Objects, iou
 from .head import STRIDES
 
 __all__ = ["Assignment", "assign"]
@@ -26,7 +26,7 @@ class Assignment(NamedTuple):
     """What each of the A cells of N images is to say."""
 
     objects: Tensor
-    """(N, A) int64: the object it answers for; 0 where it answers for none."""
+    """(N, A) int64: the object it answers for; any where it answers for none."""
     quality: Tensor
     """(N, A) float32 in 0..1: the score it is to reach for the object's class; 0 where it answers for none."""
     share: Tensor
@@ -40,20 +40,20 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, objects: Objects) -> 
     The whole batch at once, in tensors of N x M x A float32: 16 images of at most 30 objects at 320 px take 4 MB each.
     """
     count = centres.shape[0]
-    iou, _ = iou_and_giou(objects.boxes[:, :, None], boxes[:, None])  # (N, M, A)
+    overlap = iou(objects.boxes[:, :, None], boxes[:, None])  # (N, M, A)
     wanted = objects.classes[:, :, None].expand(-1, -1, count)
-    alignment = scores.transpose(1, 2).gather(1, wanted) * iou.pow(3).square()  # (N, M, A)
+    alignment = scores.transpose(1, 2).gather(1, wanted) * overlap.pow(3).square()  # (N, M, A)
     candidates = _within(centres, objects.boxes) & objects.real[:, :, None]
     alignment = torch.where(candidates, alignment, 0.0)
     best = alignment.topk(min(CELLS, count), dim=2).indices
     chosen = torch.zeros_like(candidates).scatter_(2, best, True) & (alignment > 0)
     # a cell that several objects chose goes to the one it covers best
-    index = torch.where(chosen, iou, -1.0).argmax(dim=1)  # (N, A)
+    index = torch.where(chosen, overlap, -1.0).argmax(dim=1)  # (N, A)
     won = chosen & (index[:, None] == torch.arange(chosen.shape[1], device=index.device)[:, None])
     alignment = torch.where(won, alignment, 0.0)
     share = alignment / alignment.amax(dim=2, keepdim=True).clamp(min=torch.finfo(alignment.dtype).tiny)
-    top_iou = torch.where(won, iou, 0.0).amax(dim=2, keepdim=True)
-    return Assignment(index, (share * top_iou).amax(dim=1), share.amax(dim=1))
+    top_overlap = torch.where(won, overlap, 0.0).amax(dim=2, keepdim=True)
+    return Assignment(index, (share * top_overlap).amax(dim=1), share.amax(dim=1))
 
 
 def _within(centres: Tensor, boxes: Tensor) -> Tensor:

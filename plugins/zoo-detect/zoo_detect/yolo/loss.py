@@ -3,6 +3,11 @@
 References: X. Li et al., "Generalized Focal Loss", 2020, https://arxiv.org/abs/2006.04388 (scores against a quality
 between 0 and 1, equation 3; distances as distributions, equation 6); H. Rezatofighi et al., "Generalized Intersection
 over Union", 2019, https://arxiv.org/abs/1902.09630.
+
+One thing is not as in TOOD, whose assignment this is: a cell's box weighs by its share of the object's best alignment and not by
+the quality, which has that best cell's IoU in it. With the quality, an object that is hit badly hardly pulls; with the share
+it pulls as one that is hit well. On eight images of blood cells, 90 steps learn by heart the boxes of all platelets,
+small and rare, where they otherwise learn none.
 """
 
 from __future__ import annotations
@@ -13,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boxes import iou_and_giou, pad
+from ..boxes import giou, pad
 from .assigner import assign
 from .head import BINS, Raw, boxes_of, cells, distances_of, flatten
 
 __all__ = ["distribution_loss", "quality_loss", "yolo_loss"]
 
 CLASS_WEIGHT, BOX_WEIGHT, DISTANCE_WEIGHT = 1.0, 2.0, 0.5
-"""The first two are TOOD's; the third is GFL's 0.25 for each side, of which the mean and not the sum is taken, doubled."""
+"""The first two are TOOD's. GFL weighs each side's distribution an eighth of the box; this is a quarter, of the four sides' mean."""
 
 
 def yolo_loss(raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """``class``, ``box`` and ``distance``, weighted, each divided by the sum of the qualities that are to be reached.
+    """``class``, ``box`` and ``distance``, weighted: the first for each unit of quality that is to be reached, the
+    others a weighted mean over the cells that answer for an object.
 
     ``targets``: for each image ``boxes`` (M, 4) xyxy in input pixels and ``classes`` (M,) int64. Computed in float32
     whatever autocast says: alignment is a seventh power, of which bfloat16 has two digits.
@@ -36,21 +42,17 @@ def yolo_loss(raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tenso
         boxes = boxes_of(distances_of(bins), centres, strides)
         objects = pad(targets, device)
         index, quality, share = assign(logits.detach().sigmoid(), boxes.detach(), centres, objects)
-        total = quality.sum().clamp(min=1.0)
 
         wanted = F.one_hot(objects.classes.gather(1, index), logits.shape[2]) * quality[..., None]  # (N, A, C)
-        class_loss = quality_loss(logits, wanted).sum() / total
+        class_loss = quality_loss(logits, wanted).sum() / quality.sum().clamp(min=1.0)
 
-        hits = share > 0
-        weight = share[hits]  # (P,)
-        weight = weight / weight.sum().clamp(min=1.0)
-        truth = objects.boxes.gather(1, index[..., None].expand(-1, -1, 4))[hits]  # (P, 4)
-        _, giou = iou_and_giou(boxes[hits], truth)
-        box_loss = ((1 - giou) * weight).sum()
+        image, cell = share.nonzero(as_tuple=True)  # P cells answer for an object
+        weight = share[image, cell] / share.sum().clamp(min=1.0)
+        truth = objects.boxes[image, index[image, cell]]  # (P, 4)
+        box_loss = ((1 - giou(boxes[image, cell], truth)) * weight).sum()
 
-        image, cell = hits.nonzero(as_tuple=True)
-        corner = centres[cell]
-        sides = torch.cat([corner - truth[:, :2], truth[:, 2:] - corner], dim=1) / strides[cell]  # (P, 4)
+        centre = centres[cell]
+        sides = torch.cat([centre - truth[:, :2], truth[:, 2:] - centre], dim=1) / strides[cell]  # (P, 4)
         distance_loss = (distribution_loss(bins[image, cell], sides).mean(dim=1) * weight).sum()
     return {
         "class": CLASS_WEIGHT * class_loss,
