@@ -46,9 +46,9 @@ CACHE_BYTES = 512 << 20
 STORED_SAMPLES = 2000
 """How many per-sample reference results travel in the bundle."""
 GOLDEN_IMAGES = 5
-GOLDEN_BYTES = 8 << 20
+GOLDEN_BYTES = 2 << 20
 """Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
-REFERENCE_BYTES = 16 << 20
+REFERENCE_BYTES = 4 << 20
 """Raw reference outputs that travel in the bundle: of as many samples as fit, and never of none."""
 FALLBACK_ROUNDS = 6
 """1, 2, 4, 8, 16 and 32 layers go back to float before int8 is given up."""
@@ -359,7 +359,7 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
         order = np.random.default_rng(0).permutation(len(val))[: request.max_samples]
         val = val.subset(sorted(order.tolist()))
     with show("reading images", len(val)) as update:
-        val = audit(val, progress=lambda done, total: update(done))
+        val = audit(val, input=model.input, progress=lambda done, total: update(done))
     known = (divided.get("val") or {}).get("fingerprint")
     if known and request.max_samples is None and known != val.fingerprint():
         note(

@@ -33,6 +33,12 @@ SPECS: tuple[Spec, ...] = (
         load="zoo_export.cli:command",
         group="export",
     ),
+    Command(
+        name="lint",
+        summary="Say what TensorRT would refuse in a graph, and why",
+        load="zoo_export.lint_cli:command",
+        group="export",
+    ),
 )
 
 

@@ -129,7 +129,7 @@ def test_what_would_silently_spoil_the_training_exits_2(
             label(root, f"train/{i}", "")
     words = {
         "outside": "24 of 72 boxes of the train split have no area or lie outside",
-        "unreadable": "8 of 24 images of the train split cannot be read, more than 10 %",
+        "unreadable": "8 of 24 images of the train split cannot be used, more than 10 %",
         "empty": "no image of the train split has an object",
     }
     code, out, err = run(capsys, "inspect", root)

@@ -64,7 +64,7 @@ def test_a_damaged_image_is_left_out(tiny_bundle: Path, pictures: Path, capsys: 
     (pictures / "cat" / "0.png").write_bytes(b"")
     assert execute(["evaluate", str(tiny_bundle), "--data", str(pictures), "--split", "all"]) == 0
     said = capsys.readouterr()
-    assert "1 images cannot be read" in said.err
+    assert "1 faulty images or boxes are left out" in said.err
     assert "14" in said.out
 
 

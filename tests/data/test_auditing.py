@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data import Dataset, Sample, audit
+from zoo.data import Dataset, Fault, Sample, audit
 from zoo.data.auditing import clean, examine
 from zoo.data.splitting import assemble, divide
 from zoo.data.targets import VOID, Boxes, Mask
@@ -128,6 +129,15 @@ def test_divided_by_ids_and_seed_alone() -> None:
     again = Dataset(samples=data.samples[::-1], labels=data.labels, split="", root=data.root, format="test")
     assert {s.id for s in divide(again, 0.2, 0)[1]} == {s.id for s in val}
     assert {s.id for s in divide(data, 0.2, 1)[1]} != {s.id for s in val}
+
+
+def test_what_was_left_out_is_told_once() -> None:
+    data = replace(dataset([boxes((1, 2, 3, 4, 0))] * 9), faults=(Fault(id="x", reason="x: has no mask"),))
+    train, val = divide(data, 0.2, 0)
+    assert (len(train.faults), len(val.faults)) == (1, 0)
+    with pytest.raises(DataError, match=r"1 of 8 images of the train split cannot be used.*x: has no mask"):
+        audit(train)
+    assert len(audit(train, max_bad_share=0.2).faults) == 1
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])

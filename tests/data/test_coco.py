@@ -153,6 +153,7 @@ def test_a_file_cut_in_half_is_recognised_and_refused(standard: Path) -> None:
             {"annotations": [thing(17, 0, box=(1, 2, float("nan"), 4))]},
             "annotation 17: bbox [1, 2, NaN, 4] is not x, y",
         ),
+        ({"annotations": [thing(17, 0, box=(1, 2, 10**400, 4))]}, "is not x, y, width, height"),
         ({"annotations": [thing(17, 0, box=())]}, "annotation 17: no bbox, and no segmentation"),
         ({"annotations": ["x"]}, "annotations[0]: is no record"),
         ({"images": [{"id": 0}]}, "image 0: has no file_name"),
@@ -214,7 +215,7 @@ def test_missing_images(standard: Path) -> None:
     train = open_data(standard, task="detect").train
     (fault,) = audit(train, max_bad_share=0.5).faults
     assert "1.jpg: no such file" in fault.reason
-    with pytest.raises(DataError, match="1 of 4 images of the train split cannot be read"):
+    with pytest.raises(DataError, match="1 of 4 images of the train split cannot be used"):
         audit(train)
     for file in (standard / "train2017").iterdir():
         file.unlink()
@@ -227,6 +228,8 @@ def test_images_of_another_size_than_was_annotated(standard: Path) -> None:
     train = open_data(standard, task="detect").train
     assert [s.id for s in train] == [f"train2017/{i}.jpg" for i in (0, 2, 3)]
     assert train.faults[0].reason.startswith("train2017/1.jpg: is 20x15, but its annotations were made for 40x30")
+    with pytest.raises(DataError, match=r"1 of 4 images of the train split cannot be used.*is 20x15"):
+        audit(train)
 
 
 def test_boxes_are_in_the_upright_image(standard: Path) -> None:

@@ -18,8 +18,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from zoo.errors import ExportError, GateFailed, UnknownName, ZooError
 from zoo_export.lint_cli import command
 from zoo_export.tensorrt import api
+from zoo_export.tensorrt.asking import Answer
 from zoo_export.tensorrt.fixes import fix
-from zoo_export.tensorrt.lint import PARSER, lint
+from zoo_export.tensorrt.lint import PARSER, lint, untold
 from zoo_export.tensorrt.rules import ERROR, INFO, RULES, SEVERITIES, UNSUPPORTED, WARNING
 from zoo_export.tensorrt.targets import FEATURES, Target, parse_target
 from zoo_export.tensorrt.view import View
@@ -103,7 +104,7 @@ def quantised(bias: bool = False, act: Any = ZERO, weight: Any = np.int8, zero: 
     held: dict[str, Any] = {}
     if bias:
         nodes.insert(3, node("DequantizeLinear", ["b", "bs"], ["bf"], name="bdq", axis=0))
-        held = {"b": rng.integers(-(10**6), 10**6, 4).astype(np.int32), "bs": np.full(4, 0.0013, np.float32)}
+        held = {"b": rng.integers(-(2**31), 2**31 - 1, 4).astype(np.int32), "bs": np.full(4, 0.0013, np.float32)}
     w = (rng.integers(-100, 100, (4, 3, 3, 3)) + zero).astype(weight)
     scales = {"s": np.float32(0.02), "z": act, "ws": np.full(4, 0.01, np.float32), "wz": np.full(4, zero, weight)}
     return graph(*nodes, y=SMALLER, w=w, **scales, **held)
@@ -845,6 +846,12 @@ def test_a_misspelt_target_gets_the_nearest(text: str, says: str) -> None:
         parse_target(text)
 
 
+def test_a_target_means_an_installed_version() -> None:
+    assert parse_target("tensorrt").means("11.4.0.106")
+    assert parse_target("tensorrt:10.3").means("10.3.0.30")
+    assert not parse_target("tensorrt:10.3").means("10.30.0")
+
+
 def test_every_row_of_the_table_has_a_source() -> None:
     for name, feature in FEATURES.items():
         assert feature.name == name
@@ -921,10 +928,22 @@ def test_the_parser_has_the_last_word(library: api.Library) -> None:
 
 @pytest.mark.parametrize("id", CASES)
 def test_what_a_rule_told_the_parser_does_not_tell_again(id: str, library: api.Library) -> None:
-    report = lint(CASES[id].bad(), CASES[id].target)
-    assert PARSER not in {f.rule for f in report.findings}
+    model = CASES[id].bad()
+    verdict = api.parse(library, model.SerializeToString())
+    assert bool(verdict) == (CASES[id].parser != REFUSES)
+    found = lint(model, CASES[id].target, ask=False).findings
+    assert untold(Answer(flavour="tensorrt-rtx", version="1", verdict=verdict), View(model), found) == []
+
+
+def test_a_graph_that_crashes_the_parser_is_an_error_and_not_our_end(library: api.Library) -> None:
+    model = graph(node("Relu", ["x"], [], name="cut"), node("Relu", ["x"], ["y"]))
+    report = lint(model, RTX)
+    assert not report
+    assert "wiring" in {f.rule for f in report.errors}
     assert report.verdict is not None
-    assert bool(report.verdict) == (CASES[id].parser != REFUSES)
+    assert not report.verdict
+    (crash,) = [f for f in report.errors if f.rule == PARSER]
+    assert "crashes on this graph (SIG" in crash.what
 
 
 # -- exact rewrites
@@ -1102,12 +1121,12 @@ def test_a_bundle_is_linted_artefact_by_artefact(tiny_bundle: Path, tmp_path: Pa
     dump_json(tiny_bundle / "zoo.json", manifest)
     packed = pack(open_bundle(tiny_bundle), tmp_path / "packed.zoo")
     for bundle in (tiny_bundle, packed):
-        code, result = run(bundle)
+        code, result = run(bundle, "--no-parser")
         assert code == 1
         assert "fp32: for TensorRT" in result.stdout
         assert "int8: for TensorRT" in result.stdout
-        assert run(bundle, "--artifact", "fp32")[0] == 0
-        assert run(bundle, "--artifact", "int8")[0] == 1
+        assert run(bundle, "--artifact", "fp32", "--no-parser")[0] == 0
+        assert run(bundle, "--artifact", "int8", "--no-parser")[0] == 1
         code, result = run(bundle, "--artifact", "int4")
         assert (code, "it has fp32, int8" in str(result.exception)) == (2, True)
         code, result = run(bundle, "--fix", tmp_path / "out.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from zoo.errors import ExportError, MissingPart, UnknownName
 from zoo_export.tensorrt import api
-from zoo_export.tensorrt.api import Library, build, find, need, parse
+from zoo_export.tensorrt.api import Library, Verdict, build, find, need, parse
 
 F, F16 = TensorProto.FLOAT, TensorProto.FLOAT16
 KERNEL = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
@@ -60,9 +61,6 @@ SHAPES = {"x": ((1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))}
 def test_it_is_found_once_and_says_who_it_is(library: Library) -> None:
     assert find("tensorrt-rtx") is library is need("tensorrt-rtx")
     assert str(library).startswith("TensorRT-RTX 1.")
-    assert library.fits(())
-    assert library.fits((1,))
-    assert not library.fits((10, 3))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(F, "FLOAT"), (F16, "HALF")])
@@ -71,7 +69,7 @@ def test_a_good_graph_is_parsed_and_its_layers_counted(library: Library, kind: i
     assert verdict
     assert verdict.complaints == ()
     assert verdict.layers["CONVOLUTION"] == {name: 1}
-    assert verdict.to_dict()["layers"] == verdict.layers
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
 def test_a_refusal_names_the_node(library: Library, capfd: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +78,7 @@ def test_a_refusal_names_the_node(library: Library, capfd: pytest.CaptureFixture
     assert [(c.node, c.operator) for c in verdict.complaints] == [("det", "Det")]
     assert verdict.complaints[0].text == "the parser has no importer for this operator"
     assert verdict.refused == (1,)
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
     assert capfd.readouterr() == ("", "")
 
 

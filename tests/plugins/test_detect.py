@@ -1,4 +1,4 @@
-"""zoo-detect's own YOLO and FastestDet: their parts against known answers, the whole against real weights, and the kit."""
+"""zoo-detect's own YOLO and FastestDet: their parts against known answers, the whole against real weights, the kit."""
 
 from __future__ import annotations
 
@@ -259,8 +259,7 @@ def test_losses_are_finite_in_bfloat16_and_their_gradients_too(build: Any, targe
     torch.stack(list(parts.values())).sum().backward()
     gradients = {n: p.grad for n, p in network.named_parameters()}
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients.values())
-    moved = sum(float(g.abs().sum()) for n, g in gradients.items() if n.startswith("backbone"))  # type: ignore[union-attr]
-    assert moved > 0
+    assert any(bool(g.any()) for n, g in gradients.items() if n.startswith("backbone"))  # type: ignore[union-attr]
 
 
 @BUILDS

@@ -73,7 +73,7 @@ def lively(network: nn.Module, spec: ImageInput) -> nn.Module:
     with torch.no_grad():
         for name, module in network.named_modules():
             if "head" in name and isinstance(module, nn.Conv2d):
-                last = module.out_channels % CLASSES == 0 or module.out_channels % 4 == 0 and "bbox" in name
+                last = module.out_channels % CLASSES == 0 or (module.out_channels % 4 == 0 and "bbox" in name)
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0, (0.7 if last else 1.4) / fan_in**0.5, generator=draw)
     return give_signal(network, spec)
@@ -86,7 +86,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[Case, Any, Any]:
     torch.manual_seed(0)
     network = lively(case.build(num_classes=CLASSES, in_channels=3), case.spec)
     twin = case.theirs(
-        weights=None, weights_backbone=None, num_classes=CLASSES + case.background, topk_candidates=10**6, **case.options
+        weights=None,
+        weights_backbone=None,
+        num_classes=CLASSES + case.background,
+        topk_candidates=10**6,
+        **case.options,
     ).eval()
     twin.load_state_dict(network.model.state_dict())
     return case, network, twin

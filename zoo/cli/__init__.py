@@ -23,7 +23,7 @@ GROUPS = {
     "more": "More",
 }
 
-ELSEWHERE = {"export": "zoo_export"}
+ELSEWHERE = {"export": "zoo_export", "lint": "zoo_export"}
 """Verbs that come with another distribution, so that asking for one that is absent names the cure."""
 
 

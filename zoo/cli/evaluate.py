@@ -16,6 +16,7 @@ from .common import complete_architecture, emit_json, json_option, note, progres
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..specs import ImageInput
 
 
 @click.command()
@@ -91,7 +92,7 @@ def command(
 
     divided = provenance.get("data") or {}
     share, seed = division(provenance, val_share, split_seed)
-    dataset = _open(data, task, split, format, share, seed)
+    dataset = _open(data, task, runner.input, split, format, share, seed)
     known = (divided.get(split) or {}).get("fingerprint")
     dataset = dataset.relabelled(runner.labels)
     if (
@@ -120,7 +121,7 @@ def command(
         click.echo("\n" + table(rows, ("class", *columns[1:])))
 
 
-def _open(data: str, task: str, split: str, format: str, val_share: float, seed: int) -> Dataset:
+def _open(data: str, task: str, input: ImageInput, split: str, format: str, val_share: float, seed: int) -> Dataset:
     from ..data import audit, open_data
     from ..data.splitting import find_format
 
@@ -134,7 +135,7 @@ def _open(data: str, task: str, split: str, format: str, val_share: float, seed:
     else:
         dataset = open_data(data, task=task, format=format, val_share=val_share, seed=seed).get(split)
     with progress("reading", len(dataset)) as advance:
-        dataset = audit(dataset, progress=lambda done, total: advance(done))
+        dataset = audit(dataset, input=input, progress=lambda done, total: advance(done))
     for text in dataset.notes:
         note(f"warning: {text}")
     if dataset.faults:

@@ -14,6 +14,8 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..specs import ImageInput
+
 __all__ = ["Dataset", "Fault", "Format", "Sample", "Splits", "audit", "division", "open_data"]
 
 
@@ -190,13 +192,15 @@ def audit(
     data: Dataset,
     *,
     max_bad_share: float = 0.1,
+    input: ImageInput | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Decode every image once; leave out those that cannot be read, whose mask does not fit, and boxes without area or
-    outside their image: all kept in ``faults`` with the reason.
+    outside their image: all kept in ``faults`` with the reason. ``input`` is the network's, which says how images are
+    read; without it as 8-bit colour.
 
     Raises DataError where more than ``max_bad_share`` of them are bad, or where a class loses its last image.
     """
-    from .splitting import audit_images
+    from .auditing import audit_images
 
-    return audit_images(data, max_bad_share=max_bad_share, progress=progress)
+    return audit_images(data, max_bad_share=max_bad_share, input=input, progress=progress)

@@ -192,15 +192,15 @@ def _whole(sample: Sample) -> tuple[int, int]:
 def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> tuple[Dataset, list[str]]:
     """What can be used, with what is left out in ``faults``; and why training should refuse even that (mostly nothing):
     more than ``max_bad_share`` of the images or boxes cannot be used, or a class lost its last one."""
-    total = len(data)
     good = [e for e in examined if not e.reason]
-    bad = [Fault(id=e.sample.id, reason=e.reason) for e in examined if e.reason]
+    bad = [*data.faults, *(Fault(id=e.sample.id, reason=e.reason) for e in examined if e.reason)]
     dropped = [Fault(id=e.sample.id, reason=reason) for e in good for reason in e.dropped]
-    maps = any(isinstance(e.sample.target, Mask) for e in examined)
+    total = len(data) + len(data.faults)
     refusals = []
     if len(bad) > max_bad_share * total:
+        verb = "read" if all(isinstance(sample.target, int) for sample in data) else "used"
         refusals.append(
-            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {'used' if maps else 'read'}, "
+            f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {verb}, "
             f"more than {100 * max_bad_share:g} % (first: {bad[0].reason}): mend or remove them"
         )
     boxes = sum(len(e.sample.target) for e in good if isinstance(e.sample.target, Boxes)) + len(dropped)
@@ -221,9 +221,7 @@ def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> 
             f"{plural(count, 'box')} reached beyond the image and {'was' if count == 1 else 'were'} cut at its border "
             f"(first: {beyond[0].sample.id})"
         )
-    kept = replace(
-        data, samples=tuple(e.sample for e in good), faults=(*data.faults, *bad, *dropped), notes=tuple(notes)
-    )
+    kept = replace(data, samples=tuple(e.sample for e in good), faults=(*bad, *dropped), notes=tuple(notes))
     return kept, refusals
 
 

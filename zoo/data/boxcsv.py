@@ -214,7 +214,9 @@ def _read(file: Path, split: str, layout: dict[str, dict[str, _Entry]]) -> None:
                 next(reader)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
-                    cell = {key: cells[n].strip() if n < len(cells) else "" for key, n in at.items()}
+                    cell = {
+                        key: " ".join(cells[n].splitlines()).strip() if n < len(cells) else "" for key, n in at.items()
+                    }
                     _line(file, reader.line_num, cell, split, entries)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file}: is not a UTF-8 CSV: {error}") from None

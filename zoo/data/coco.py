@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import mmap
 import re
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,8 @@ from .targets import VOID, Boxes
 __all__ = ["CocoFormat", "CocoMaskFormat"]
 
 _HEAD = 1 << 16
+_FAR = 1e9
+"""Pixels: no coordinate and no run is longer."""
 _LISTS = re.compile(rb'"(images|annotations)"\s*:\s*\[')
 _CATEGORIES = re.compile(r'"categories"\s*:\s*(?=\[)')
 _OUTLINES = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
@@ -278,7 +279,7 @@ def _runs(given: Mapping[str, Any], height: int, width: int) -> np.ndarray:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    return isinstance(value, list) and all(type(v) in (int, float) and -_FAR < v < _FAR for v in value)
 
 
 def _json(file: Path) -> tuple[str, dict[str, Any]]:
@@ -290,7 +291,7 @@ def _json(file: Path) -> tuple[str, dict[str, Any]]:
         if error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated"):
             raise DataError(f"{file}: is cut off after {len(text)} characters: copy it again") from None
         raise DataError(f"{file}: is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, numbers of thousands of digits
         raise DataError(f"{file}: is no JSON: {error}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
@@ -313,7 +314,7 @@ def _names(files: Sequence[Path]) -> tuple[list[str], str]:
         for match in _CATEGORIES.finditer(text):  # without parsing the images and annotations
             try:
                 categories = json.JSONDecoder().raw_decode(text, match.end())[0]
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
         if categories is None:
             categories = _json(file)[1]["categories"]

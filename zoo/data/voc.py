@@ -265,13 +265,14 @@ def _annotation(root: Element) -> _Annotation:
         difficult = _text(entry, "difficult") not in ("", "0")
         things.append(_Thing(label=label, box=(left - start, top - start, right, bottom), difficult=difficult))
     size = root.find("size")
-    width, height = (int(_text(size, key)) if _text(size, key).isdecimal() else 0 for key in ("width", "height"))
+    told_size = [_text(size, key) for key in ("width", "height")]
+    width, height = (int(text) if text.isdecimal() and len(text) < 9 else 0 for text in told_size)
     filename = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
     return _Annotation(filename=filename, width=width, height=height, things=tuple(things))
 
 
 def _text(parent: Element | None, key: str) -> str:
-    return (parent.findtext(key) or "").strip() if parent is not None else ""
+    return " ".join((parent.findtext(key) or "").splitlines()).strip() if parent is not None else ""
 
 
 def _number(box: Element, key: str, number: int, label: str) -> float:

@@ -38,7 +38,7 @@ PREPROCESS_MAX_STEPS = 3.0
 """Largest error of one value, in the same unit: one rounding a resizing pass, and one for luck."""
 
 MAX_ORIGINAL_BYTES = 512 << 10
-THINNED = 1 << 20
+THINNED = 1 << 18
 """About how many values are kept of an output that decoding does not need (the logits of a class map)."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ from torch import nn
 from ..artifacts import Artifact
 from ..discovery import find_entry_points
 from ..hookspecs import GROUP
+from ..inputs import frame
 from ..parity import Candidate, Reference, Samples
 from ..registry import get_registry
-from ..specs import Architecture, Exporter, Runtime, Task, absent, resolve
+from ..specs import Architecture, Exporter, ImageInput, Runtime, Task, absent, resolve
+from ..tasks import TaskHalf
 from .signal import carries_signal, give_signal, probe
 
 __all__ = ["ArchitectureTests"]
@@ -81,9 +84,10 @@ class ArchitectureTests:
             answers = self.answers(record, network, images)
         shapes = {name: tuple(value.shape) for name, value in answers.items()}
         if record.task == "classify":
-            assert shapes == {"logits": (2, classes)}
+            assert shapes["logits"] == (2, classes), f"gives {shapes['logits']} for 2 images and {classes} classes"
         elif record.task == "segment":
-            assert shapes == {"logits": (2, classes, *images.shape[2:])}, "logits are of the input's own size"
+            wanted = (2, classes, *images.shape[2:])
+            assert shapes["logits"] == wanted, f"gives {shapes['logits']}: logits of {classes} classes are {wanted}"
         elif record.task == "detect":
             assert shapes["boxes"] == (2, shapes["boxes"][1], 4)
             assert shapes["scores"] == (2, shapes["boxes"][1], classes)
@@ -201,11 +205,38 @@ class ArchitectureTests:
         parts = [session.run(tensors[:1].numpy()), session.run(tensors[1:].numpy())]
         finding = judge({name: np.concatenate([p[name] for p in parts]) for name in task.outputs})
         assert finding, finding.message
+        self._runs_without_torch(record, made.path, tensors.numpy(), spec, session, half)
         broken = copy.deepcopy(deployable)
         with torch.no_grad():
             weights = [m.weight for m in broken.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
             weights[len(weights) // 2].mul_(1.01)
         assert not judge(_run(broken, tensors, task)), "a layer changed by 1 % was not noticed"
+
+    def _runs_without_torch(
+        self, record: Architecture, path: Path, tensors: np.ndarray, spec: ImageInput, session: Any, half: TaskHalf
+    ) -> None:
+        """A process that cannot import torch gives the same results from the same graph."""
+        frames = [frame(spec.width, spec.height, spec)] * 2
+        expected = half.decode(session.run(tensors[:2]), labels=tuple("0123456789"), frames=frames)
+        np.save(path.with_suffix(".npy"), tensors[:2])
+        code = (
+            "import json, pathlib, sys\n"
+            "sys.modules.update({n: None for n in ('torch', 'torchvision', 'timm', 'onnx', 'pluggy', 'click')})\n"
+            "import numpy as np\n"
+            "from zoo.inputs import frame\n"
+            "from zoo.lookup import find_task, runtimes_for\n"
+            "from zoo.specs import ImageInput\n"
+            "path, task, spec = pathlib.Path(sys.argv[1]), sys.argv[2], ImageInput.from_dict(json.loads(sys.argv[3]))\n"
+            "session = runtimes_for('onnx')[0].resolve()(path, threads=1)\n"
+            "half, frames = find_task(task).resolve()(), [frame(spec.width, spec.height, spec)] * 2\n"
+            "outputs = session.run(np.load(path.with_suffix('.npy')))\n"
+            "results = half.decode(outputs, labels=tuple('0123456789'), frames=frames)\n"
+            "print(json.dumps([r.to_dict() for r in results]))\n"
+        )
+        arguments = [str(path), record.task, json.dumps(spec.to_dict())]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == json.loads(json.dumps([r.to_dict() for r in expected]))
 
     def _spec(self, record: Architecture) -> Any:
         return record.input.with_size(self.size) if self.size else record.input

@@ -236,7 +236,7 @@ class _Run:
         torch.manual_seed(o.seed)
         task = task_of(o.source)
         splits = open_data(o.data, task=task, format=o.format, val_share=o.val_share, seed=o.seed)
-        self.train_data, self.val_data = self._audited(splits.train), self._audited(splits.val)
+        train, val = splits.train, splits.val
         folder = find_checkpoint(o.source)
         weights = o.weights or "pretrained"
         if folder is None:
@@ -249,17 +249,18 @@ class _Run:
         else:
             known = checkpoint_labels(folder)
             if set(known) == set(splits.labels):  # the same classes in another order: the head can stay
-                self.train_data, self.val_data = self.train_data.relabelled(known), self.val_data.relabelled(known)
-        self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
+                train, val = train.relabelled(known), val.relabelled(known)
         self.model = open_model(
             o.source,
             weights=weights,
-            labels=self.train_data.labels,
+            labels=train.labels,
             channels=o.channels,
             size=tuple(o.size) if isinstance(o.size, list) else o.size,
             pixel=o.pixel,
             options=o.build,
         )
+        self.train_data, self.val_data = self._audited(train), self._audited(val)
+        self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
         if folder is None and (o.pixel == "float32" or self.model.input.color == "bands"):
             self.model.input = measured(self.train_data, self.model.input)
         self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
@@ -282,7 +283,7 @@ class _Run:
         self.half.mixer(len(self.model.labels), mixup=o.mixup, cutmix=o.cutmix)
 
     def _audited(self, data: Dataset) -> Dataset:
-        data = audit(data)
+        data = audit(data, input=self.model.input)
         for note in data.notes:
             self.say(f"warning: {note}")
         if data.faults:

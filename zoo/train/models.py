@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import __version__
 from ..download import cache_folder
-from ..errors import CheckpointError, PluginError, UnknownName
+from ..errors import CheckpointError, PluginError, UnknownName, ZooError
 from ..files import dump_json, new_folder, sha256_file
 from ..registry import get_registry
 from ..specs import Architecture, ImageInput, Task, Weights, resolve
@@ -376,6 +376,8 @@ def _build(
     merged = {**architecture.options, **options}
     try:
         network = build(num_classes=len(labels), in_channels=recipe.channels, **merged)
+    except ZooError:
+        raise  # the network says what it takes, and the cure
     except Exception as error:  # a stranger's code
         raise PluginError(
             f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}"

@@ -75,6 +75,18 @@ class Verdict:
             "layers": {kind: dict(types) for kind, types in self.layers.items()},
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """The way back from :meth:`to_dict`."""
+        return cls(
+            library=data["library"],
+            parsed=data["parsed"],
+            complaints=tuple(Complaint(**c) for c in data["complaints"]),
+            refused=tuple(data["refused"]),
+            warnings=tuple(data["warnings"]),
+            layers=data["layers"],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
@@ -130,10 +142,6 @@ class Library:
                 yield heard
             finally:
                 heard += self._log
-
-    def fits(self, version: tuple[int, ...]) -> bool:
-        """Whether this is the version that is meant, as far as it is written: 10.3 means any 10.3.x."""
-        return self.version.split(".")[: len(version)] == [str(part) for part in version]
 
     def builder(self) -> Any | None:
         """A builder; None where the library cannot make one, which for ``tensorrt`` is where there is no GPU."""

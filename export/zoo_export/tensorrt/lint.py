@@ -16,12 +16,13 @@ from onnx import ModelProto
 from zoo.errors import ExportError, UnknownName, ZooError
 
 from ..graphs import MODULES
-from . import api
+from . import api, asking
+from .asking import Answer
 from .rules import ERROR, INFO, RULES, SEVERITIES, WARNING
 from .targets import Target
 from .view import LAYERS, View
 
-__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "parse_modules", "read_modules", "whole"]
+__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "parse_modules", "read_modules", "untold", "whole"]
 
 PARSER = "parser"
 """The rule id of what only NVIDIA's parser found."""
@@ -176,10 +177,18 @@ def lint(
             if rule.id not in ignored
             for hit in rule.check(view, target)
         ]
-    asked, verdict = "not asked", None
+    said: Answer | None = None
+    asked = "not asked"
     if ask:
-        asked, verdict, more = _ask(source, model, target, view, findings)
-        findings += [f for f in more if PARSER not in ignored]
+        sibling = "tensorrt" if target.rtx else "tensorrt-rtx"
+        data = file.read_bytes() if file else source if isinstance(source, bytes) else model.SerializeToString()
+        said = asking.ask([target.flavour, sibling], data, file)
+        asked = f"none is installed; {api.INSTALL['tensorrt-rtx']} brings one that needs no GPU"
+    if said is not None:
+        own = said.flavour == target.flavour and target.means(said.version)
+        role = "" if own else f" (not {target}, but it shares the parser)"
+        asked = f"{said.verdict.library} {'takes' if said.verdict else 'refuses'} it{role}"
+        findings += [] if PARSER in ignored else untold(said, view, findings, severity=ERROR if own else WARNING)
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))
     return Report(
         model=name,
@@ -189,47 +198,32 @@ def lint(
         precisions=dict(Counter(view.precision(node) for node in view.ops(*LAYERS)).most_common()),
         findings=tuple(findings),
         asked=asked,
-        verdict=verdict,
+        verdict=said.verdict if said else None,
     )
 
 
-def _ask(
-    source: Path | bytes | ModelProto, model: ModelProto, target: Target, view: View, findings: Sequence[Finding]
-) -> tuple[str, api.Verdict | None, list[Finding]]:
-    """What the parser says: the target's own where it is installed, else its sibling's, which shares most of its code.
+def untold(said: Answer, view: View, findings: Sequence[Finding], *, severity: str = ERROR) -> list[Finding]:
+    """What the parser refuses where no rule told of the node: as findings of its own.
 
-    What it refuses is a finding where no rule told of the same node: an error where the parser is the target's own.
+    What lies in a branch or a loop body counts as told of where the node that holds it was.
     """
-    library = api.find(target.flavour) or api.find("tensorrt" if target.rtx else "tensorrt-rtx")
-    if library is None:
-        return f"none is installed; {api.INSTALL['tensorrt-rtx']} brings one that needs no GPU", None, []
-    if isinstance(source, ModelProto):
-        verdict = api.parse(library, model.SerializeToString())
-    elif isinstance(source, bytes):
-        verdict = api.parse(library, source)
-    else:
-        verdict = api.parse(library, source.read_bytes(), source)
-    own = library.flavour == target.flavour and library.fits(target.version)
-    role = "" if own else f" (not {target}, but it shares the parser)"
     told = {f.node for f in findings if f.severity != INFO}
-    outer = {view.name(node): index for index, node in enumerate(model.graph.node)}
-    refused = {name for name, index in outer.items() if index in verdict.refused}
+    outer = {view.name(node): index for index, node in enumerate(view.graph.node)}
+    refused = {name for name, index in outer.items() if index in said.verdict.refused}
 
     def known(complaint: api.Complaint) -> bool:
-        """What lies in a branch or a loop body was told of at the node that holds it."""
-        return ({complaint.node} if complaint.node in outer or not refused else refused) <= told
+        return not said.crash and ({complaint.node} if complaint.node in outer or not refused else refused) <= told
 
-    more = [
+    return [
         Finding(
             rule=PARSER,
-            severity=ERROR if own else WARNING,
+            severity=severity,
             node=complaint.node,
             module=view.modules.get(complaint.node, ""),
             what=f"{complaint.operator}: {complaint.text}" if complaint.operator else complaint.text,
-            why=f"{library} refuses it{role}, and no rule knew",
+            why=f"{said.verdict.library} refuses it, and no rule told of it",
             cure="replace this part of the network; and please report it, because a rule is missing",
         )
-        for complaint in verdict.complaints
+        for complaint in said.verdict.complaints
         if not known(complaint)
     ]
-    return f"{library} {'takes' if verdict else 'refuses'} it{role}", verdict, more

@@ -120,6 +120,10 @@ class Target:
             return OPSETS[-1][1]
         return max(opset for since, opset, _ in OPSETS if self.version >= since)
 
+    def means(self, version: str) -> bool:
+        """Whether an installed version is the one that is meant, as far as it is written: 10.3 means any 10.3.x."""
+        return version.split(".")[: len(self.version)] == [str(part) for part in self.version]
+
     def __str__(self) -> str:
         return f"{TITLES[self.flavour]} {_text(self.version)}".rstrip()
 

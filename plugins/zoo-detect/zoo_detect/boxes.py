@@ -48,8 +48,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """The generalised intersection over union of xyxy boxes (..., 4), -1..1: it still tells how far apart boxes are that
-    do not meet. H. Rezatofighi et al., CVPR 2019, https://arxiv.org/abs/1902.09630."""
+    """The generalised intersection over union of xyxy boxes (..., 4), -1..1: it still tells how far apart boxes are
+    that do not meet. H. Rezatofighi et al., CVPR 2019, https://arxiv.org/abs/1902.09630."""
     intersection, union = _overlap(a, b)
     around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull = around[..., 0] * around[..., 1] + EPS

@@ -14,20 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import scipy.optimize  # type: ignore[import-untyped] # noqa: F401  (the loss needs it, and would say so late)
 import torch
 from torch import Tensor, nn
-
-from zoo.errors import MissingPart
+from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection, TimmBackboneConfig
+from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
 from .sizes import need_multiple
 from .trunk import STRIDES, trunk
-
-try:
-    import scipy  # noqa: F401  (transformers' matcher needs it, and would say so in the first training step only)
-    from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection, TimmBackboneConfig
-    from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
-except ImportError as error:
-    raise MissingPart(f"{error.name}, which RT-DETR needs,", "pip install 'zoo-detect[detr]'") from None
 
 __all__ = ["RTDetr", "build"]
 
@@ -35,6 +29,7 @@ Raw = dict[str, Tensor]
 """``logits`` (N, layers, Q, classes) and ``boxes`` (N, layers, Q, 4) of every decoder layer, ``first_logits`` (N, Q,
 classes) and ``first_boxes`` (N, Q, 4) of the places that the queries start from; boxes are centre, width and height as
 shares of the input. ``size`` (4,): width, height, width, height of the input in pixels."""
+
 
 class RTDetr(nn.Module):
     """``backbone``: see :func:`~zoo_detect.trunk.trunk`; ``width``: channels of everything behind it; ``queries``: the
@@ -44,7 +39,7 @@ class RTDetr(nn.Module):
         self, num_classes: int, in_channels: int, backbone: str, width: int, queries: int, decoder_layers: int
     ) -> None:
         super().__init__()
-        stages = trunk(backbone, in_channels)
+        stages, _ = trunk(backbone, in_channels)
         self.config = RTDetrV2Config(
             # theirs is replaced below: it has the same maps, but not the names of a classifier's weights
             backbone_config=TimmBackboneConfig(backbone=backbone, out_indices=[-3, -2, -1]),
@@ -60,7 +55,7 @@ class RTDetr(nn.Module):
             initializer_bias_prior_prob=0.01,
             freeze_backbone_batch_norms=False,
         )
-        self.model = RTDetrV2ForObjectDetection(self.config).model
+        self.model: Any = RTDetrV2ForObjectDetection(self.config).model
         self.model.backbone = stages
         # transformers draws the gains of BatchNorm from N(0, 0.01): behind the neck no signal is left, every place of
         # the image scores the same to the last bit, and the choice of the queries is a tie
@@ -109,7 +104,7 @@ class RTDetr(nn.Module):
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor]:
         """``boxes`` (N, Q, 4) xyxy input pixels and ``scores`` (N, Q, num_classes) of the last decoder layer."""
-        centre, size = raw["boxes"][:, -1].split(2, dim=-1)
+        centre, size = raw["boxes"][:, -1].chunk(2, dim=-1)
         boxes = torch.cat([centre - size / 2, centre + size / 2], dim=-1) * raw["size"]
         return boxes, raw["logits"][:, -1].sigmoid()
 
@@ -118,8 +113,10 @@ class RTDetr(nn.Module):
         places; all of it is transformers' own, weights included."""
         wanted = []
         for target in targets:
-            low, high = (target["boxes"] / raw["size"]).split(2, dim=-1)
-            wanted.append({"class_labels": target["classes"], "boxes": torch.cat([(low + high) / 2, high - low], dim=-1)})
+            low, high = (target["boxes"] / raw["size"]).chunk(2, dim=-1)
+            wanted.append(
+                {"class_labels": target["classes"], "boxes": torch.cat([(low + high) / 2, high - low], dim=-1)}
+            )
         _, parts, _ = RTDetrForObjectDetectionLoss(
             raw["logits"][:, -1],
             wanted,
@@ -159,9 +156,5 @@ def build(
     queries: int = 100,
     decoder_layers: int = 3,
 ) -> RTDetr:
-    """RT-DETRv2 with random weights over timm's ``backbone``; nothing is fetched.
-
-    Raises MissingPart where transformers or scipy is not installed.
-    """
-    network: Any = RTDetr(num_classes, in_channels, backbone, width, queries, decoder_layers)
-    return network
+    """RT-DETRv2 with random weights over timm's ``backbone``; nothing is fetched."""
+    return RTDetr(num_classes, in_channels, backbone, width, queries, decoder_layers)

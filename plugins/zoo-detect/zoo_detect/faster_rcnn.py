@@ -59,8 +59,8 @@ class FasterRCNN(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, backbone: str, width: int, hidden: int) -> None:
         super().__init__()
-        self.backbone: Any = trunk(backbone, in_channels)
-        self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), width, LastLevelMaxPool())
+        self.backbone, channels = trunk(backbone, in_channels)
+        self.pyramid = FeaturePyramidNetwork(channels, width, LastLevelMaxPool())
         self.anchors = AnchorGenerator(tuple((s,) for s in SIZES), (RATIOS,) * len(SIZES))
         self.rpn = RPNHead(width, len(RATIOS))
         self.box_head = TwoMLPHead(width * POOLED**2, hidden)
@@ -133,7 +133,9 @@ class FasterRCNN(nn.Module):
         rows = torch.arange(n, device=level.device)[:, None], torch.arange(m, device=level.device)
         logits, deltas = self._second_stage(pooled[level, rows[0], rows[1]])
         proposals = torch.cat([raw["proposals"], objects.boxes.to(anchors.dtype)], dim=1)
-        labels, goals = zip(*(self._match(self.box_matcher, t, p) for t, p in zip(targets, proposals, strict=True)), strict=True)
+        labels, goals = zip(
+            *(self._match(self.box_matcher, t, p) for t, p in zip(targets, proposals, strict=True)), strict=True
+        )
         for label, real in zip(labels, objects.real, strict=True):
             label[-m:][~real] = -1
         second = _sampled_loss(
@@ -164,14 +166,14 @@ def roi_align(features: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
     W, H) pixels: (N, K, C, POOLED, POOLED). What ``torchvision.ops.roi_align(..., aligned=True)`` gives."""
     side = POOLED * SAMPLES
     steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side
-    low, high = (2 * boxes / size - 1).split(2, dim=-1)  # the input spans -1..1, whatever the stride
+    low, high = (2 * boxes / size - 1).chunk(2, dim=-1)  # the input spans -1..1, whatever the stride
     points = low[:, :, None] + (high - low)[:, :, None] * steps[:, None]  # (N, K, side, xy)
     x = points[..., 0][:, :, None].expand(-1, -1, side, -1)
     y = points[..., 1][:, :, :, None].expand(-1, -1, -1, side)
     grid = torch.stack([x, y], dim=-1).flatten(1, 2)  # (N, K * side, side, xy)
     sampled = F.grid_sample(features.to(grid.dtype), grid, padding_mode="border", align_corners=False)
     pooled = F.avg_pool2d(sampled, SAMPLES)  # (N, C, K * POOLED, POOLED)
-    return pooled.unflatten(2, (-1, POOLED)).transpose(1, 2)
+    return pooled.reshape(*pooled.shape[:2], -1, POOLED, POOLED).transpose(1, 2)
 
 
 def matrix_nms(boxes: Tensor, sharpness: float = 2.0) -> Tensor:
@@ -201,7 +203,7 @@ def _propose(objectness: Tensor, boxes: Tensor, count: int) -> Tensor:
 
 def _by_anchor(level: Tensor, values: int) -> Tensor:
     """(N, anchors x values, H, W) to (N, H x W x anchors, values)."""
-    return level.unflatten(1, (-1, values)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    return level.reshape(level.shape[0], -1, values, *level.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def _decode(coder: BoxCoder, deltas: Tensor, reference: Tensor, size: Tensor) -> Tensor:

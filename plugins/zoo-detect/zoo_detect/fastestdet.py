@@ -4,12 +4,12 @@ Reference: X. Ma, "FastestDet: Ultra lightweight anchor-free real-time object de
 https://github.com/dog-qiuqiu/FastestDet (BSD-3-Clause), over the trunk of N. Ma et al., "ShuffleNet V2", ECCV 2018,
 https://arxiv.org/abs/1807.11164 (figure 3 c, d). The modules are named and nested as the published weights are.
 
-Each cell of the map, of stride 16, says whether an object is near (objectness), where its middle is (tanh, up to a cell away in x
-and y from the cell's upper left corner), how large it is (sigmoid, shares of the input) and what it is (softmax). The score is
-``objectness ** 0.6 * class ** 0.4``.
+Each cell of the map, of stride 16, says whether an object is near (objectness), where its middle is (tanh, up to a cell
+away in x and y from the cell's upper left corner), how large it is (sigmoid, shares of the input) and what it is
+(softmax). The score is ``objectness ** 0.6 * class ** 0.4``.
 
-The loss is this project's, for the same outputs. An object's middle lies within reach of four cells; those that come no worse
-than their mean IoU answer for it, and their objectness is to be their IoU.
+The loss is this project's, for the same outputs. An object's middle lies within reach of four cells; those that come no
+worse than their mean IoU answer for it, and their objectness is to be their IoU.
 """
 
 from __future__ import annotations

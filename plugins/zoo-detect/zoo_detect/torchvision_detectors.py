@@ -32,9 +32,9 @@ pixels, one (A_level, 4) tensor a level; ``size`` (4,): width, height, width, he
 class _Detector(nn.Module):
     """``model`` is torchvision's: its layers are used, its forward is not."""
 
-    def __init__(self, model: nn.Module, in_channels: int) -> None:
+    def __init__(self, model: Any, in_channels: int) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         _take_channels(self.model.backbone, in_channels)
 
     def forward(self, x: Tensor) -> Raw:
@@ -45,7 +45,9 @@ class _Detector(nn.Module):
         shapes = [x.new_empty((1, 1, *level.shape[-2:])) for level in levels]
         generator = self.model.anchor_generator
         anchors = generator(ImageList(x, [tuple(x.shape[-2:])]), shapes)[0]
-        counts = [s.shape[2] * s.shape[3] * a for s, a in zip(shapes, generator.num_anchors_per_location(), strict=True)]
+        counts = [
+            s.shape[2] * s.shape[3] * a for s, a in zip(shapes, generator.num_anchors_per_location(), strict=True)
+        ]
         raw["anchors"] = list(anchors.split(counts))
         raw["size"] = x.new_tensor([x.shape[3], x.shape[2], x.shape[3], x.shape[2]])
         return raw

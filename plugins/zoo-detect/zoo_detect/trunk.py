@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from torch import nn
 
@@ -13,9 +15,11 @@ STRIDES = (8, 16, 32)
 """Input pixels to one cell of each of the trunk's maps."""
 
 
-def trunk(backbone: str, in_channels: int) -> nn.Module:
-    """timm's ``backbone`` with random weights: (N, in_channels, H, W) to a list of three maps (N, C, H / stride, W /
-    stride). ``feature_info.channels()`` says how many channels each has; ``model`` takes the classifier's weights.
+def trunk(backbone: str, in_channels: int) -> tuple[nn.Module, list[int]]:
+    """timm's ``backbone`` with random weights, and how many channels each of its maps has.
+
+    It makes (N, in_channels, H, W) a list of three maps (N, C, H / stride, W / stride); its part ``model`` takes the
+    classifier's weights.
 
     Raises UnknownName where timm has no such network, ZooError where it has no maps at strides 8, 16 and 32.
     """
@@ -23,7 +27,7 @@ def trunk(backbone: str, in_channels: int) -> nn.Module:
         raise UnknownName("timm backbone", backbone, timm.list_models())
     try:
         # of timm's ways to take maps, the getter alone leaves every weight the name that it has in the classifier
-        network: nn.Module = timm.create_model(
+        network: Any = timm.create_model(
             backbone,
             pretrained=False,
             in_chans=in_channels,
@@ -39,4 +43,4 @@ def trunk(backbone: str, in_channels: int) -> nn.Module:
             f"timm's '{backbone}' gives its last maps at strides {strides}; a detector needs {STRIDES}: "
             "take another, such as mobilenetv2_100 or resnet50"
         )
-    return network
+    return network, list(network.feature_info.channels())

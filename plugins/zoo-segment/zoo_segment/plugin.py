@@ -35,7 +35,7 @@ def over_encoder(
         load=f"zoo_segment.decoders:{name}",
         task="segment",
         input=INPUT,
-        head="segmentation_head",
+        head="segmentation_head.0",
         backbone="encoder.model",
         weights=(ENCODER,),
         license=f"{license} AND Apache-2.0",

@@ -10,6 +10,8 @@ weights bring one. What the paper does to images before (local contrast normalis
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -37,7 +39,7 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*layers)  # numbered as timm numbers them
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Winners]]:
-        found = []
+        found: list[Winners] = []
         for layer in self.features:
             x = layer(x)
             if isinstance(x, tuple):
@@ -116,7 +118,7 @@ class SegNetBasic(nn.Module):
 def normalised(*channels: int) -> nn.Sequential:
     """3 x 3 convolutions from each channel count to the next, each with batch norm and ReLU."""
     layers: list[nn.Module] = []
-    for before, after in zip(channels[:-1], channels[1:], strict=True):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 

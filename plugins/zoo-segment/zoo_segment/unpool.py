@@ -4,7 +4,9 @@ SegNet's decoder puts each value back where the encoder's maximum was (https://a
 PyTorch does that with ``MaxPool2d(return_indices=True)`` and ``MaxUnpool2d``; their ONNX forms, a MaxPool with two
 outputs and MaxUnpool or ScatterND, TensorRT refuses. Two formulations without indices stand here. Windows are 2 x 2,
 heights and widths even. Both give what PyTorch's pair gives to the last bit, gradients too, ties included: of equal
-maxima the first one of the window wins, read row by row. (Windows with NaN aside.)
+maxima the first one of the window wins, read row by row. (Windows with NaN aside.) What no formulation cures: where
+two pixels of a window differ by less than rounding, another runtime may take the other one, and its output steps there
+as PyTorch's own does between float32 and float64.
 
 ``strided``, the default, compares the four pixels of each window with one another: slices, comparisons, And, Where,
 Concat; nothing of more than five axes, and no operator whose order among equals a runtime is free to choose.
@@ -56,7 +58,8 @@ class MaskPool(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Winners]:
         with torch.no_grad():
-            windows = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, C, H/2, 2, W/2, 2)
+            n, c, height, width = x.shape
+            windows = x.reshape(n, c, height // 2, 2, width // 2, 2)
             windows = windows.transpose(3, 4).flatten(4)  # (N, C, H/2, W/2, 4)
             first = windows.argmax(dim=-1, keepdim=True)  # (N, C, H/2, W/2, 1)
             won = first == torch.arange(4, device=x.device)  # (N, C, H/2, W/2, 4)
@@ -69,8 +72,9 @@ class MaskUnpool(nn.Module):
     def forward(self, x: Tensor, winners: Winners) -> Tensor:
         (won,) = winners
         windows = torch.where(won, x.unsqueeze(-1), 0.0)  # (N, C, H/2, W/2, 4)
-        windows = windows.unflatten(4, (2, 2)).transpose(3, 4)  # (N, C, H/2, 2, W/2, 2)
-        return windows.flatten(4).flatten(2, 3)  # (N, C, H, W)
+        n, c, height, width = x.shape
+        windows = windows.reshape(n, c, height, width, 2, 2).transpose(3, 4)  # (N, C, H/2, 2, W/2, 2)
+        return windows.reshape(n, c, 2 * height, 2 * width)
 
 
 FORMULATIONS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import Objects, iou
-from .head import STRIDES
+from ..trunk import STRIDES
 
 __all__ = ["Assignment", "assign"]
 

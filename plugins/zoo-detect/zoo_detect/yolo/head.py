@@ -3,9 +3,6 @@
 References: Z. Ge et al., "YOLOX", 2021, https://arxiv.org/abs/2107.08430 (one branch for classes, one for boxes, no
 anchors); X. Li et al., "Generalized Focal Loss", 2020, https://arxiv.org/abs/2006.04388 (a side's distance as a
 distribution over bins, of which the mean is taken).
-
-Distances as distributions are worth their bins on the edge: int8 leaves a mean over 16 bins far more precise than one
-number whose range covers the largest object.
 """
 
 from __future__ import annotations
@@ -17,11 +14,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..trunk import STRIDES
 from .neck import stack
 
-__all__ = ["BINS", "STRIDES", "Head", "Raw", "boxes_of", "cells", "distances_of", "flatten"]
-
-STRIDES = (8, 16, 32)
+__all__ = ["BINS", "Head", "Raw", "boxes_of", "cells", "distances_of", "flatten"]
 
 BINS = 16
 """A side is 0 to 15 strides away: the largest box is 960 pixels wide."""

@@ -5,9 +5,9 @@ https://arxiv.org/abs/1803.01534 (section 3.1), on top of T.-Y. Lin et al., "Fea
 https://arxiv.org/abs/1612.03144.
 
 As in the papers, maps of one size are added. The 3 x 3 convolution after each addition is a depthwise 5 x 5 and a
-pointwise one: a ninth of the arithmetic, and more of the image for each pixel. The activation is ReLU, which ONNX
-Runtime and TensorRT fold into the convolution before it, in integers too; SiLU is a sigmoid and a product, two more passes
-over memory, whose integer forms are slow on CPUs.
+pointwise one here: a seventh of the arithmetic, and more of the image for each pixel. The activation is ReLU, which
+ONNX Runtime and TensorRT fold into the convolution before it, in integers too; SiLU would be a sigmoid and a product,
+two more passes over memory, in integers slow on CPUs.
 """
 
 from __future__ import annotations

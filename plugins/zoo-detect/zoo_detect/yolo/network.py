@@ -1,23 +1,21 @@
 """The zoo's own YOLO: one stage, no anchors, over any timm backbone.
 
-An image classifier's trunk gives maps at strides 8, 16 and 32 (:mod:`timm`); a neck lets them exchange what they know
-(:mod:`.neck`: PANet, https://arxiv.org/abs/1803.01534); a decoupled head says at each cell which classes are there and
-how far the object's sides are (:mod:`.head`: YOLOX, https://arxiv.org/abs/2107.08430); in training, cells are assigned
-to objects by how well they do (:mod:`.assigner`: TOOD, https://arxiv.org/abs/2108.07755). The name is that of the
-family: J. Redmon et al., "You Only Look Once", 2016, https://arxiv.org/abs/1506.02640.
+An image classifier's trunk gives maps at strides 8, 16 and 32 (:mod:`~zoo_detect.trunk`); a neck lets them exchange
+what they know (:mod:`.neck`: PANet, https://arxiv.org/abs/1803.01534); a decoupled head says at each cell which classes
+are there and how far the object's sides are (:mod:`.head`: YOLOX, https://arxiv.org/abs/2107.08430); in training, cells
+are assigned to objects by how well they do (:mod:`.assigner`: TOOD, https://arxiv.org/abs/2108.07755). The name is that
+of the family: J. Redmon et al., "You Only Look Once", 2016, https://arxiv.org/abs/1506.02640.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import timm
 from torch import Tensor, nn
 
-from zoo.errors import UnknownName, ZooError
-
 from ..sizes import need_multiple
-from .head import STRIDES, Head, Raw, boxes_of, cells, distances_of, flatten
+from ..trunk import STRIDES, trunk
+from .head import Head, Raw, boxes_of, cells, distances_of, flatten
 from .loss import yolo_loss
 from .neck import Neck
 
@@ -40,7 +38,7 @@ class Yolo(nn.Module):
         return raw
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor]:
-        """Boxes (N, A, 4) xyxy in input pixels and scores (N, A, C) in 0..1 of all A = H W (1/64 + 1/256 + 1/1024) cells."""
+        """Boxes (N, A, 4) xyxy in input pixels and scores (N, A, C) in 0..1 of all A cells of the three maps."""
         logits, bins = flatten(raw)
         return boxes_of(distances_of(bins), *cells(raw, bins.dtype)), logits.sigmoid()
 
@@ -55,24 +53,5 @@ def build(*, num_classes: int, in_channels: int, backbone: str, width: int, dept
     ``width``: channels of neck and head. ``depth``: separable convolutions in each of their stages.
     Raises UnknownName where timm has no such network, ZooError where it has no maps at strides 8, 16 and 32.
     """
-    if not timm.is_model(backbone):
-        raise UnknownName("timm backbone", backbone, timm.list_models())
-    try:
-        # of timm's ways to take maps, the getter alone leaves every weight the name that it has in the classifier
-        trunk = timm.create_model(
-            backbone,
-            pretrained=False,
-            in_chans=in_channels,
-            features_only=True,
-            feature_cls="getter",
-            out_indices=(-3, -2, -1),
-        )
-        strides = tuple(trunk.feature_info.reduction())
-    except Exception as error:  # timm raises whatever a network without such maps leads to
-        raise ZooError(f"timm's '{backbone}' cannot give maps: {error}: take a convolutional one") from error
-    if strides != STRIDES:
-        raise ZooError(
-            f"timm's '{backbone}' gives its last maps at strides {strides}; YOLO needs {STRIDES}: "
-            "take another, such as mobilenetv2_100 or resnet50"
-        )
-    return Yolo(trunk, trunk.feature_info.channels(), num_classes, width, depth)
+    maps, channels = trunk(backbone, in_channels)
+    return Yolo(maps, channels, num_classes, width, depth)
