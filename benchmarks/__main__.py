@@ -468,6 +468,12 @@ def bench_features(shop: Workshop) -> dict[str, object]:
     return {"ours_whole_command_s": ours, "thirty_forward_passes_s": naive, "faster": naive / ours}
 
 
+def bench_postprocess(shop: Workshop) -> dict[str, object]:
+    from benchmarks.postprocess import main as measure
+
+    return {"rows": measure()}
+
+
 BENCHMARKS = {
     name.removeprefix("bench_"): function for name, function in list(globals().items()) if name.startswith("bench_")
 }
@@ -496,6 +502,11 @@ def markdown(results: dict[str, dict]) -> str:
         ("training as it comes (bf16), images/s", "bare loop in fp32", f"{train['default_against_bare_fp32']:.2f}x", "faster"),
         ("the same", "bare loop in bf16, channels-last", f"{train['default_against_bare_bf16']:.2f}x", "0.95x"),
         ("30 head epochs on cached features, whole command", "30 forward passes", f"{results['features']['faster']:.0f} times faster", "faster"),
+        *(
+            (f"{r['what']}: {r['ours_ms']:.2f} ms", r["against"], f"{r['faster']:.0f} times faster", "1 ms")
+            for r in results.get("postprocess", {"rows": []})["rows"]
+            if "supervision" in r["against"] or "class by class" in r["against"]
+        ),
     ]  # fmt: skip
     lines = ["| what | against | measured | goal |", "|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)]
     facts = results["machine"]

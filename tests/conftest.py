@@ -46,57 +46,114 @@ def zoo() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture(scope="session")
-def _tiny_bundle_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle around a hand-written graph, made without torch: (N, 3, 16, 16) to three classes."""
+def _tiny_graph(task: str):  # type: ignore[no-untyped-def]
+    """A hand-written graph of (N, 3, 16, 16) images for a task of three classes, its outputs and its weights."""
+    import numpy as np
+    from onnx import TensorProto, helper
+
+    rng = np.random.default_rng(0)
+    conv = helper.make_node("Conv", ["image", "w0"], ["c"], strides=[2, 2])
+    weights = {"w0": rng.normal(size=(6, 3, 3, 3)).astype(np.float32)}
+    if task == "classify":
+        weights |= {
+            "w1": (rng.normal(size=(3, 6)) * 2).astype(np.float32),
+            "b1": rng.normal(size=(3,)).astype(np.float32),
+        }
+        nodes = [
+            conv,
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "w1", "b1"], ["logits"], transB=1),
+            helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
+        ]
+        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 3]) for n in ("logits", "scores")]
+    elif task == "segment":
+        weights = {"w0": rng.normal(size=(3, 3, 3, 3)).astype(np.float32)}
+        nodes = [
+            helper.make_node("Conv", ["image", "w0"], ["logits"], pads=[1, 1, 1, 1]),
+            helper.make_node("ArgMax", ["logits"], ["a"], axis=1, keepdims=0),
+            helper.make_node("Cast", ["a"], ["classes"], to=TensorProto.UINT8),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 16, 16]),
+            helper.make_tensor_value_info("classes", TensorProto.UINT8, ["batch", 16, 16]),
+        ]
+    else:  # 49 cells that say a score for each of three classes and four sides
+        centres = np.stack(np.meshgrid(np.arange(7) * 2 + 2, np.arange(7) * 2 + 2), axis=-1).reshape(1, 49, 2)
+        weights |= {
+            "w1": rng.normal(size=(7, 6, 1, 1)).astype(np.float32),
+            "shape": np.array([0, 7, 49]),
+            "centres": np.concatenate([centres, centres], axis=2).astype(np.float32),
+            "outwards": np.array([-4, -4, 4, 4], np.float32),
+            "splits": np.array([4, 3]),
+        }
+        nodes = [
+            conv,
+            helper.make_node("Conv", ["c", "w1"], ["h"]),
+            helper.make_node("Reshape", ["h", "shape"], ["flat"]),
+            helper.make_node("Transpose", ["flat"], ["cells"], perm=[0, 2, 1]),
+            helper.make_node("Sigmoid", ["cells"], ["shares"]),
+            helper.make_node("Split", ["shares", "splits"], ["sides", "scores"], axis=2),
+            helper.make_node("Mul", ["sides", "outwards"], ["moves"]),
+            helper.make_node("Add", ["moves", "centres"], ["boxes"]),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", 49, 4]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 49, 3]),
+        ]
+    return nodes, outputs, weights
+
+
+def _make_tiny(folder: Path, task: str) -> Path:
+    """A whole bundle around a hand-written graph, made without torch."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     from zoo import __version__
     from zoo.files import dump_json, sha256_file
+    from zoo.lookup import find_task
     from zoo.parity.evidence import natural_images
     from zoo.parity.golden import make_golden
     from zoo.runtime.ort import open_session
     from zoo.specs import ImageInput
-    from zoo.tasks.classify import Classify
 
-    rng = np.random.default_rng(0)
-    weights = {
-        "w0": rng.normal(size=(6, 3, 3, 3)).astype(np.float32),
-        "w1": (rng.normal(size=(3, 6)) * 2).astype(np.float32),
-        "b1": rng.normal(size=(3,)).astype(np.float32),
-    }
+    nodes, outputs, weights = _tiny_graph(task)
     graph = helper.make_graph(
-        [
-            helper.make_node("Conv", ["image", "w0"], ["c"], strides=[2, 2]),
-            helper.make_node("Relu", ["c"], ["r"]),
-            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
-            helper.make_node("Flatten", ["p"], ["f"]),
-            helper.make_node("Gemm", ["f", "w1", "b1"], ["logits"], transB=1),
-            helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
-        ],
+        nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 3]) for n in ("logits", "scores")],
+        outputs,
         [numpy_helper.from_array(v, k) for k, v in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    folder = tmp_path_factory.mktemp("tiny") / "bundle"
     folder.mkdir()
     onnx.save(model, folder / "model.fp32.onnx")
     spec = ImageInput(height=16, width=16, crop=0.875)
+    if task != "classify":
+        spec = ImageInput(height=16, width=16, resize="letterbox")
     labels = ["ant", "bee", "cat"]
+    half = find_task(task).resolve()()
     images = [(f"image {i}", pixels) for i, pixels in enumerate(natural_images(3, 40, 31, seed=9))]
-    golden = make_golden(folder, spec, images, {"fp32": open_session(folder / "model.fp32.onnx")}, Classify(), labels)
+    golden = make_golden(folder, spec, images, {"fp32": open_session(folder / "model.fp32.onnx")}, half, labels)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
+    kinds = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
     manifest = {
         "schema": 1,
         "name": "tiny",
         "made_by": f"edgezoo {__version__}",
-        "task": "classify",
+        "task": task,
         "input": spec.to_dict(),
-        "outputs": [{"name": n, "dtype": "float32", "shape": ["batch", 3]} for n in ("logits", "scores")],
+        "decode": half.settings,
+        "outputs": [
+            {
+                "name": o.name,
+                "dtype": kinds[o.type.tensor_type.elem_type],
+                "shape": ["batch", *(d.dim_value for d in o.type.tensor_type.shape.dim[1:])],
+            }
+            for o in outputs
+        ],
         "labels": labels,
         "artifacts": [
             {"name": "fp32", "format": "onnx", "precision": "fp32", "file": "model.fp32.onnx", "status": "built"}
@@ -107,14 +164,27 @@ def _tiny_bundle_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files
         },
     }
+    assert np.load(folder / "golden.npz")["tensors"].shape[0] == len(golden["samples"])
     dump_json(folder / "zoo.json", manifest)
     return folder
 
 
+@pytest.fixture(scope="session")
+def _tiny_bundles_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("tiny")
+    return {task: _make_tiny(place / task, task) for task in ("classify", "segment", "detect")}
+
+
 @pytest.fixture
-def tiny_bundle(_tiny_bundle_made: Path, tmp_path: Path) -> Path:
+def tiny_bundle(_tiny_bundles_made: dict[str, Path], tmp_path: Path) -> Path:
     """A fresh copy of a small, good bundle folder: break it as you like."""
-    return Path(shutil.copytree(_tiny_bundle_made, tmp_path / "tiny"))
+    return Path(shutil.copytree(_tiny_bundles_made["classify"], tmp_path / "tiny"))
+
+
+@pytest.fixture
+def tiny_bundles(_tiny_bundles_made: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The same for each task: classify, segment, detect."""
+    return {task: Path(shutil.copytree(p, tmp_path / f"tiny-{task}")) for task, p in _tiny_bundles_made.items()}
 
 
 # -- trained networks: small, quick, and with signal -------------------------------------------------------------

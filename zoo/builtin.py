@@ -85,8 +85,10 @@ DETECT = Task(
     tolerances={
         "fp32": {
             "numbers_units": 8.0,
-            # box decoding takes differences of large numbers: its rounding is a larger share than a logit's
             "numbers_floor": 2e-6,
+            # runtimes compute a sigmoid to about 1e-7 of 1, however small the score: an untrained detector's scores are
+            # all alike, and their spread says nothing of that
+            "numbers_least": 3e-8,
             "accuracy_drop": 0.02,
             "latency_ratio": 1.10,
             "golden": 2e-4,

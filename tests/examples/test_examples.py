@@ -58,6 +58,23 @@ def test_trust_but_verify(tiny_bundle: Path) -> None:
     assert "ready:" not in run("03", tiny_bundle, check=1)
 
 
+def test_outline_and_measure(tiny_bundles: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    out = run("06", tiny_bundles["segment"], photos / "dark" / "0.png", tmp_path / "drawn.png")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["ant", "bee", "cat"]
+    assert sum(float(line.split(": ")[1].split(" %")[0]) for line in out.splitlines()) == pytest.approx(100, abs=0.2)
+    assert Image.open(tmp_path / "drawn.png").width >= 32
+
+
+def test_count_objects(tiny_bundles: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    some = sorted((photos / "dark").iterdir())[:3]
+    out = run("07", tiny_bundles["detect"], tmp_path / "found.json", *some)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(out.splitlines()) == 3
+    assert {f["image_id"] for f in found} <= {0, 1, 2}
+    assert found
+    assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
 @pytest.mark.slow
 def test_finetune_and_export_from_python(photos: Path, tmp_path: Path) -> None:
     assert "top-1 accuracy: " in run("04", photos, tmp_path / "run")

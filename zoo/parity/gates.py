@@ -61,7 +61,7 @@ def numbers(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
                 )
             continue
         exact = reference.exact[name] if reference.exact is not None else None
-        found = compare(ours, theirs, exact, bounds.get("numbers_floor", 0.0))
+        found = compare(ours, theirs, exact, bounds.get("numbers_floor", 0.0), bounds.get("numbers_least", 0.0))
         figures[name] = found
         if found["not_finite"]:
             problems.append(f"{found['not_finite']} values of '{name}' are not finite")
@@ -88,13 +88,14 @@ def numbers(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
 
 
 def compare(
-    ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray | None = None, floor: float = 0.0
+    ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray | None = None, floor: float = 0.0, least: float = 0.0
 ) -> dict[str, Any]:
     """Figures on one output, (N, …) each.
 
     ``max_abs`` and ``mean_abs`` in the output's own unit; ``rms_share``: RMS error / RMS of the reference about
     its per-sample mean (shift of all logits changes nothing); ``cosine``; ``psnr_db`` with the reference's range
-    as peak; ``argmax_agreement``; ``histogram`` of log10 absolute error; with ``exact``: ``unit`` and ``units``.
+    as peak; ``argmax_agreement``; ``histogram`` of log10 absolute error; with ``exact``: ``unit`` and ``units``, the
+    unit being no less than ``floor`` times the spread, nor than ``least``.
     """
     a, b = ours.astype(np.float64).reshape(len(ours), -1), theirs.astype(np.float64).reshape(len(theirs), -1)
     broken = int(a.size - np.isfinite(a).sum())
@@ -121,8 +122,8 @@ def compare(
         truth = exact.astype(np.float64).reshape(len(exact), -1)
         # the exact outputs may cover the first samples only, being slow to compute
         a, b = a[: len(truth)], b[: len(truth)]
-        unit_max = max(float(np.abs(b - truth).max()), floor * spread, np.finfo(np.float64).tiny)
-        unit_mean = max(float(np.abs(b - truth).mean()), floor * spread / 8, np.finfo(np.float64).tiny)
+        unit_max = max(float(np.abs(b - truth).max()), floor * spread, least, np.finfo(np.float64).tiny)
+        unit_mean = max(float(np.abs(b - truth).mean()), floor * spread / 8, least, np.finfo(np.float64).tiny)
         found["unit"] = unit_max
         found["units"] = max(float(np.abs(a - truth).max()) / unit_max, float(np.abs(a - truth).mean()) / unit_mean)
     return found

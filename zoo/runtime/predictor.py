@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
-from ..errors import BundleError
+from ..errors import BundleError, ZooError
 from ..inputs import Frame, ImageInput, Source, prepare_batch
 from ..lookup import find, find_task, runtimes_for
 from ..specs import Runtime, first_installed
@@ -130,7 +130,7 @@ def open_half(bundle: Bundle, decode: Mapping[str, Any] | None = None) -> TaskHa
     kind = find_task(bundle.task).resolve()
     try:
         half: TaskHalf = kind(**bundle.manifest.get("decode", {}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZooError) as error:
         raise BundleError(f"{bundle.path}: manifest: decode: {error}") from None
     if not decode:
         return half
