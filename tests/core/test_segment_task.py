@@ -81,6 +81,21 @@ def test_dice_is_torchmetrics_segmentation_dice() -> None:
     assert meter.compute()["Dice"] == pytest.approx(float(score.compute()), abs=1e-6)
 
 
+def test_dice_of_an_image_is_the_mean_of_torchmetrics_over_the_images() -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    answers, targets = maps(7)
+    meter = Segment().meter(LABELS)
+    meter.update([answer(a) for a in answers], [truth(t) for t in targets])
+    each = []
+    for told, wanted in zip(answers, targets, strict=True):
+        a, b = (torch.from_numpy(m.ravel().astype(np.int64)) for m in (told, wanted))
+        f1 = functional.multiclass_f1_score(a, b, num_classes=len(LABELS), ignore_index=VOID, average=None).numpy()
+        occurs = [i for i in range(1, 4) if ((b == i) | ((a == i) & (b != VOID))).any()]
+        each.append(f1[occurs].mean())
+    assert meter.compute()["Dice of an image"] == pytest.approx(np.mean(each), abs=1e-6)
+
+
 def test_every_class_is_in_the_dice_where_none_is_the_background() -> None:
     wanted, told = np.array([[0, 0, 1, 1]]), np.array([[0, 0, 0, 1]])
     for labels, expected in ((("road", "sky"), (4 / 5 + 2 / 3) / 2), (("Background", "sky"), 2 / 3)):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMBERS = (".", "export", "plugins/zoo-timm", "plugins/zoo-classic")
+MEMBERS = (".", "export", "plugins/zoo-timm", "plugins/zoo-classic", "plugins/zoo-segment", "plugins/zoo-detect")
 EXAMPLE = "examples/plugin-package"
-OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_pebble")
+OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect", "zoo_pebble")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"edgezoo": "zoo", "zoo_export": "zoo_export", "zoo_timm": "zoo_timm", "zoo_classic": "zoo_classic"}
+OWN = ("zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect")
+PACKAGES = {"edgezoo": "zoo", **{name: name for name in OWN}}
+DISTRIBUTIONS = ("edgezoo", *(name.replace("_", "-") for name in OWN))
 
 
 def names(wheel: Path) -> list[str]:
@@ -51,7 +53,7 @@ def test_the_core_depends_on_four_packages(wheels: dict[str, Path]) -> None:
     requires = metadata.get_all("Requires-Dist") or []
     core = {re.match(r"[A-Za-z0-9_-]+", r)[0] for r in requires if "extra ==" not in r}  # type: ignore[index]
     assert core == {"numpy", "pillow", "click", "pluggy"}
-    assert set(metadata.get_all("Provides-Extra") or []) == {"edge", "train", "export", "all"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"edge", "train", "export", "tiff", "all"}
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
@@ -61,6 +63,8 @@ def test_entry_points(wheels: dict[str, Path]) -> None:
         "zoo_export": b"export = zoo_export.plugin",
         "zoo_timm": b"timm = zoo_timm.plugin",
         "zoo_classic": b"classic = zoo_classic.plugin",
+        "zoo_segment": b"segment = zoo_segment.plugin",
+        "zoo_detect": b"detect = zoo_detect.plugin",
         "zoo_pebble": b"pebble = zoo_pebble.plugin",
     }.items():
         text = read(wheels[distribution], "entry_points.txt")
@@ -172,7 +176,7 @@ def test_the_lock_is_whole_and_names_no_place() -> None:
     assert all("--hash=sha256:" in block for block in blocks)
     have = {name for name, _, _ in packages}
     assert {"numpy", "pillow", "click", "pluggy", "torch", "timm", "onnx", "onnxruntime", "pytest", "hatchling"} <= have
-    assert not have & {"edgezoo", "zoo-export", "zoo-timm", "zoo-classic"}
+    assert not have & set(DISTRIBUTIONS)
 
 
 def test_every_direct_dependency_is_locked() -> None:
@@ -181,14 +185,14 @@ def test_every_direct_dependency_is_locked() -> None:
     import tomllib
 
     have = set(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==", (ROOT / "requirements.lock").read_text(), re.M))
-    for member in (".", "export", "plugins/zoo-timm", "plugins/zoo-classic"):
+    for member in (".", "export", *(f"plugins/{name}" for name in DISTRIBUTIONS[2:])):
         data = tomllib.loads((ROOT / member / "pyproject.toml").read_text())
         wanted = [*data["project"]["dependencies"], *data.get("dependency-groups", {}).get("dev", [])]
         for extra in data["project"].get("optional-dependencies", {}).values():
             wanted += extra
         for requirement in wanted:
             name = re.match(r"[A-Za-z0-9_.-]+", requirement)[0].lower()  # type: ignore[index]
-            assert name in have or name in ("edgezoo", "zoo-export", "zoo-timm", "zoo-classic"), name
+            assert name in have or name in DISTRIBUTIONS, name
 
 
 def test_ci_calls_make_test() -> None:

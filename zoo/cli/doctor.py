@@ -129,7 +129,7 @@ def examine() -> dict[str, Any]:
     problems = mismatches()
     problems += [f"plugin {p.name}: {p.error}" for p in registry.plugins if p.error]
     if not registry.specs(Architecture):
-        problems.append("no plugin brings an architecture: pip install zoo-timm zoo-classic")
+        problems.append("no plugin brings an architecture: pip install zoo-timm zoo-classic zoo-segment zoo-detect")
     return {
         "zoo": get_registry().plugins[0].version,
         "python": sys.version.split()[0],

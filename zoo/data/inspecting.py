@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,7 @@ def _draw(one: Examined, labels: tuple[str, ...], side: int) -> Image.Image:
         labels=labels,
         width=one.size[0],
         height=one.size[1],
-    ).draw(image)
+    ).draw(image, scores=False)
 
 
 def _pixels(sample: Sample) -> Image.Image:
@@ -281,7 +282,16 @@ def _pixels(sample: Sample) -> Image.Image:
             raise ImageError(f"{sample.id}: not a readable .npy array: {error}") from None
     if isinstance(image, np.ndarray):
         return viewable(image if image.ndim == 3 else image[:, :, None])
-    return viewable(read_image(image, ANY, sample.id))
+    try:
+        return viewable(read_image(image, ANY, sample.id))
+    except ImageError:
+        for channels in range(2, 17):  # bands: how many, only reading tells
+            bands = replace(
+                ANY, channels=channels, color="bands", pixel="float32", mean=(0.0,) * channels, std=(1.0,) * channels
+            )
+            with suppress(ImageError):
+                return viewable(read_image(image, bands, sample.id))
+        raise
 
 
 def _cell(picture: Image.Image, caption: str, side: int) -> Image.Image:

@@ -98,15 +98,16 @@ class Mask:
         else:
             found, inverse = np.unique(stored, return_inverse=True)
         table = np.empty(256 if small else len(found), np.uint8)
-        for at, value in zip(found if small else range(len(found)), found.tolist(), strict=True):
+        for rank, value in enumerate(found.tolist()):
             index = known.get(value, self.others)
             if index is None:
                 shown = value if stored.ndim == 2 and not _has_colours(self.values) else f"#{value:06x}"
                 raise DataError(
                     f"{self._name}: value {shown} is no class: the data's classes are {_names(self.values)}"
                 )
-            table[at] = index
-        return table[inverse.reshape(stored.shape)]
+            table[value if small else rank] = index
+        classes: np.ndarray = table[inverse.reshape(stored.shape)]
+        return classes
 
     def stored(self) -> np.ndarray:
         """(H, W) integers or (H, W, 3) uint8, as they lie in the file. Raises DataError where it cannot be read."""

@@ -118,8 +118,9 @@ class Detections:
             height=height,
         )
 
-    def draw(self, image: Image.Image) -> Image.Image:
-        """A copy of ``image`` (enlarged where it is tiny) with the boxes, each with its label and score.
+    def draw(self, image: Image.Image, *, scores: bool = True) -> Image.Image:
+        """A copy of ``image`` (enlarged where it is tiny) with the boxes, each with its label and, but for what is known
+        to be true, its score.
 
         ``image`` may be of another size: the boxes are scaled to it.
         """
@@ -135,7 +136,8 @@ class Detections:
             left, top, right, bottom = round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)
             right, bottom = max(left, right - 1), max(top, bottom - 1)
             draw.rectangle((left, top, right, bottom), outline=colour, width=thick)
-            text = drawing.fitted(f"{label} {100 * score:.0f} %", letters, picture.width - 8)
+            told = f"{label} {100 * score:.0f} %" if scores else label
+            text = drawing.fitted(told, letters, picture.width - 8)
             wide = int(letters.getlength(text)) + 8
             # above the box where there is room, and never outside the picture
             x = max(0, min(left, picture.width - wide))

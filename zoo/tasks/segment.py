@@ -115,7 +115,8 @@ class Segment:
 
 
 class SegmentMeter:
-    """Counts pixels over all images at once; figures are of the whole data set, not means over images.
+    """Counts pixels over all images at once: figures are of the whole data set, but for one that medicine usually
+    gives, ``Dice of an image``, the mean over the images of each image's own Dice.
 
     ``mIoU`` is over the classes that occur in a target or an answer (torchmetrics' convention); ``Dice`` over the same
     without a class 0 named background, and 1 where nothing else occurs; ``pixel accuracy``; ``images``. ``classes``
@@ -126,15 +127,27 @@ class SegmentMeter:
         self._labels = tuple(labels)
         self._pairs = np.zeros((256, 256), np.int64)
         self._images = 0
+        self._dice_of_images = 0.0
 
     def update(self, results: Sequence[Segmentation], targets: Sequence[Mask]) -> None:
         for result, target in zip(results, targets, strict=True):
+            found = _pairs(result, target)
             self._images += 1
-            self._pairs += _pairs(result, target)
+            self._pairs += found
+            self._dice_of_images += self._dice(found)
 
     def merge(self, other: SegmentMeter) -> None:
         self._images += other._images
         self._pairs += other._pairs
+        self._dice_of_images += other._dice_of_images
+
+    def _dice(self, pairs: np.ndarray) -> float:
+        """The mean over the classes that occur but for the background; 1 where nothing else occurs."""
+        hits, actual, told, pixels = _overlap(pairs, len(self._labels))
+        objects = np.flatnonzero(actual + told)
+        objects = objects[objects != background_index(self._labels)]
+        dice = _share(2 * hits, actual + told)
+        return float(dice[objects].mean()) if len(objects) else float(pixels > 0)
 
     def compute(self) -> dict[str, Any]:
         hits, actual, told, pixels = _overlap(self._pairs, len(self._labels))
@@ -142,10 +155,10 @@ class SegmentMeter:
         dice = _share(2 * hits, actual + told)
         precision, recall = _share(hits, told), _share(hits, actual)
         occurs = np.flatnonzero(actual + told)
-        objects = occurs[occurs != background_index(self._labels)]
         return {
             "mIoU": float(iou[occurs].mean()) if len(occurs) else 0.0,
-            "Dice": float(dice[objects].mean()) if len(objects) else float(pixels > 0),
+            "Dice": self._dice(self._pairs),
+            "Dice of an image": self._dice_of_images / max(1, self._images),
             "pixel accuracy": float(hits.sum() / max(1, pixels)),
             "images": self._images,
             "classes": [

@@ -200,7 +200,10 @@ def default_joint_augment(task: str, spec: ImageInput) -> JointAugment:
         usual = JointAugment(flip=True, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.02)
     if spec.pixel == "float32":
         usual = replace(usual, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    return replace(usual, scale=(0.5, 1.5), mosaic=0.5) if task == "detect" else replace(usual, scale=(0.5, 2.0))
+    if task == "detect":
+        return replace(usual, scale=(0.5, 1.5), mosaic=0.5)
+    # milder than for boxes: how bright a pixel is often is what a mask was drawn by
+    return replace(usual, scale=(0.67, 1.5), brightness=usual.brightness / 2, contrast=usual.contrast / 2)
 
 
 @dataclass(frozen=True, kw_only=True)

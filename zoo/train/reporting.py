@@ -99,7 +99,7 @@ def samples_picture(data: Dataset, spec: ImageInput, labels: Sequence[str], seen
         except ImageError:
             continue
         pair = [
-            truth(sample.target, labels, image).draw(image),
+            truth(sample.target, labels, image),
             seen.half.draw(image, seen.half.shown(seen.results[index])),
         ]
         tiles.append((f"{sample.id[-40:]}   {seen.half.score_name} {100 * scores[index]:.1f} %", pair))
@@ -117,14 +117,21 @@ def samples_picture(data: Dataset, spec: ImageInput, labels: Sequence[str], seen
     return _png(figure)
 
 
-def truth(target: Any, labels: Sequence[str], image: Image.Image) -> Detections | Segmentation:
-    """A target as the result that a perfect network would give."""
+def truth(target: Any, labels: Sequence[str], image: Image.Image) -> Image.Image:
+    """A target, drawn as the answer of a perfect network would be."""
+    names = tuple(labels)
     if isinstance(target, Boxes):
-        return Detections(
-            boxes=target.boxes, scores=np.ones(len(target), np.float32), classes=target.classes, labels=tuple(labels),
-            width=image.width, height=image.height,
-        )  # fmt: skip
-    return Segmentation(classes=target.read(), labels=tuple(labels))
+        ones = np.ones(len(target), np.float32)
+        known = Detections(
+            boxes=target.boxes,
+            scores=ones,
+            classes=target.classes,
+            labels=names,
+            width=image.width,
+            height=image.height,
+        )
+        return known.draw(image, scores=False)
+    return Segmentation(classes=target.read(), labels=names).draw(image)
 
 
 def write_report(
