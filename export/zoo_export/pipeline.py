@@ -48,7 +48,7 @@ STORED_SAMPLES = 2000
 GOLDEN_IMAGES = 5
 GOLDEN_BYTES = 2 << 20
 """Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
-REFERENCE_BYTES = 4 << 20
+REFERENCE_BYTES = 1 << 20
 """Raw reference outputs that travel in the bundle: of as many samples as fit, and never of none."""
 FALLBACK_ROUNDS = 6
 """1, 2, 4, 8, 16 and 32 layers go back to float before int8 is given up."""

@@ -161,3 +161,35 @@ def test_options_that_mean_nothing_to_the_task_are_refused(trained: Trained, zoo
         "finetune", *NETWORKS[other][:3], "--weights", "none", "--data", trained.data, "--out", tmp_path / "x", check=2
     )
     assert trained.task in wrong.stderr
+
+
+def test_five_bands_of_16_bits(zoo: Zoo, tmp_path: Path) -> None:
+    """A satellite's images: five bands in a TIFF, measured mean and spread, the same pixels on the device."""
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    data, run, bundle = tmp_path / "fields", tmp_path / "run", tmp_path / "bundle"
+    (data / "images").mkdir(parents=True)
+    (data / "masks").mkdir()
+    for i in range(12):
+        field = np.zeros((70, 80), np.uint8)
+        y, x = rng.integers(5, 40, 2)
+        field[y : y + 25, x : x + 25] = 1
+        bands = rng.normal(9000, 900, (70, 80, 5))
+        bands[..., 3] += field * 6000.0
+        pixels = bands.clip(0, 65535).astype(np.uint16)
+        tifffile.imwrite(data / "images" / f"{i}.tif", pixels, photometric="minisblack", planarconfig="contig")
+        Image.fromarray(field).save(data / "masks" / f"{i}.png")
+    assert json.loads(zoo("data", "inspect", data, "--grid", tmp_path / "grid.png", "--json").stdout)
+    assert Image.open(tmp_path / "grid.png").width > 300
+    network = ["unet", "--option", "encoder=mobilenetv2_035", "--weights", "none", "--size", 64]
+    zoo("finetune", *network, "--channels", 5, "--pixel", "uint16", "--data", data, "--out", run, "--epochs", 1)
+    recipe = json.loads((run / "checkpoint" / "checkpoint.json").read_text())["input"]
+    assert (recipe["channels"], recipe["color"], recipe["pixel"]) == (5, "bands", "uint16")
+    assert recipe["mean"][0] == pytest.approx(9000 / 65535, rel=0.02)
+    assert recipe["std"][0] == pytest.approx(900 / 65535, rel=0.1)
+    call("export", run, "--data", data, "--out", bundle)
+    assert all(s["passed"] for s in json.loads(zoo("selftest", bundle, "--json").stdout)["stages"])
+    answer = json.loads(zoo("run", bundle, data / "images" / "0.tif", "--json").stdout)
+    assert (answer["width"], answer["height"]) == (80, 70)
+    wrong = zoo("run", bundle, data / "masks" / "0.png", check=2)
+    assert "5" in wrong.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import RTDetrV2ForObjectDetection
 
-from zoo.artifacts import Artifact
-from zoo.builtin import DETECT
 from zoo.errors import MissingPart, ZooError
-from zoo.parity.gates import compare
-from zoo.runtime.ort import open_session
 from zoo.specs import ImageInput
-from zoo.testing import give_signal, probe
-from zoo.train.detect import Deployable
+from zoo.testing import ArchitectureTests, give_signal, probe
 from zoo_detect.detr import RTDetr, build
 from zoo_detect.more_records import RT_DETR
 
@@ -199,22 +193,7 @@ def test_says_what_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> 
         RT_DETR.resolve()
 
 
-def test_onnx_equals_pytorch(network: RTDetr, tmp_path: Path) -> None:
-    exporter = pytest.importorskip("zoo_export.onnx_export")
-    deployable = Deployable(network).eval()
-    x = probe(SPEC, 6, seed=5)
-    best = place_scores(network, x)[0].amax(dim=-1).sort(dim=1, descending=True).values
-    apart = best[:, SMALL["queries"] - 1] - best[:, SMALL["queries"]]
-    assert float(apart.min()) > 1e-4, "the last query is a near tie: nothing to compare by"
-    source = Artifact(format="torch", precision="fp32", input=SPEC, task=DETECT, module=deployable)
-    session = open_session(exporter.export(source, tmp_path / "model.onnx", {}).path, threads=1)
-    with torch.no_grad():
-        expected = deployable(x)
-        exact = copy.deepcopy(deployable).double()(x.double())
-    parts = [session.run(part.numpy()) for part in x.split([1, 2, 3])]
-    bounds = DETECT.tolerances["fp32"]
-    for name, value, truth in zip(DETECT.outputs, expected, exact, strict=True):
-        got = np.concatenate([part[name] for part in parts])
-        assert float(value.std(dim=0).mean()) > (5 if name == "boxes" else 0.01), "the images hardly matter"
-        units = compare(got, value.numpy(), truth.numpy(), bounds["numbers_floor"])["units"]
-        assert units <= bounds["numbers_units"], f"{name}: {units:.2g} units of float32 error"
+class TestRTDetr(ArchitectureTests):
+    name = "rt-detrv2"
+    size = 128
+    options = SMALL

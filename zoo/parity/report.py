@@ -188,7 +188,7 @@ def _pictures(source: Source, spec: ImageInput, half: TaskHalf, reference: Any, 
     except ImageError:
         return ()
     if half.draws_on_image:
-        return (_thumbnail(half.draw(image, reference), 224), _thumbnail(half.draw(image, candidate), 224))
+        return (_thumbnail(half.draw(image, reference), 360), _thumbnail(half.draw(image, candidate), 360))
     return (_thumbnail(image, 112),)
 
 
@@ -214,8 +214,8 @@ text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numer
 .v{font-weight:600;white-space:nowrap}.pass{color:var(--ok)}.fail{color:var(--bad)}
 .inconclusive,.not-judged{color:var(--mid)}.say{border-left:4px solid var(--mid);padding:.3rem .8rem;margin:.6rem 0}
 .flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem;overflow-wrap:anywhere}
-.flips img{width:112px;image-rendering:auto;display:block}.flips .wide{width:31rem}
-.flips .wide img{width:15rem;display:inline-block;margin-right:.5rem}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
+.flips img{width:112px;image-rendering:auto;display:block}.flips .wide{width:47rem}
+.flips .wide img{width:22.5rem;display:inline-block;margin-right:.5rem}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
 """
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import string
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -149,8 +150,9 @@ def open_model(
         path = get_registry().open_weights(uri, cache_folder())
         known: tuple[str, ...] = _label_set(tag, tag.num_classes)
         provenance["weights"] = {"kind": "pretrained", "name": tag.name, "uri": uri, "sha256": sha256_file(path)}
-        if tag.license and tag.license not in provenance["licences"]:
-            provenance["licences"].append(tag.license)
+        license = tag.license or _license_of(tag.uri, architecture, own)
+        if license and license not in provenance["licences"]:
+            provenance["licences"].append(license)
         recipe = _recipe(tag.input or architecture.input, channels, size, pixel)
         state = replace(read_state(path), source=f"weights '{tag.name}' of {architecture.name}")
         keep = (labels is None and num_classes in (None, tag.num_classes)) or (
@@ -443,6 +445,15 @@ def _untied(network: nn.Module, state: State) -> Mapping[str, torch.Tensor]:
         if len(names) > 1 and present:
             tensors.update({n: tensors[present[0]] for n in names if n not in tensors})
     return tensors
+
+
+def _license_of(uri: str, architecture: Architecture, options: Mapping[str, Any]) -> str:
+    """The licence of weights that a uri names by a build option (``timm:{encoder}``): that of the network's own."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(uri) if name]
+    merged = {**architecture.options, **options}
+    with contextlib.suppress(UnknownName, IndexError):
+        return get_registry().get(Architecture, str(merged[fields[0]])).weights[0].license
+    return ""
 
 
 def _tag(architecture: Architecture, weights: str) -> Weights | None:

@@ -48,6 +48,7 @@ class RTDetr(nn.Module):
             encoder_hidden_dim=width,
             encoder_ffn_dim=4 * width,
             decoder_ffn_dim=4 * width,
+            hidden_expansion=0.5,
             decoder_in_channels=[width] * 3,
             decoder_layers=decoder_layers,
             num_queries=queries,
@@ -56,12 +57,12 @@ class RTDetr(nn.Module):
             freeze_backbone_batch_norms=False,
         )
         self.model: Any = RTDetrV2ForObjectDetection(self.config).model
-        self.model.backbone = stages
         # transformers draws the gains of BatchNorm from N(0, 0.01): behind the neck no signal is left, every place of
         # the image scores the same to the last bit, and the choice of the queries is a tie
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)
+        self.model.backbone = stages
 
     def forward(self, x: Tensor) -> Raw:
         """(N, in_channels, H, W), preprocessed, to the raw outputs. Raises ZooError where 32 does not divide H and W."""

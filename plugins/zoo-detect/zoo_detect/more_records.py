@@ -13,6 +13,8 @@ SSDLITE = Architecture(
     head=",".join(f"model.head.classification_head.module_list.{level}.1" for level in range(6)),
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1801.04381",
+    parameters=2_331_260,
+    macs=423_305_024,
 )
 
 RETINANET = Architecture(
@@ -25,6 +27,8 @@ RETINANET = Architecture(
     backbone="model.backbone.body",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1708.02002",
+    parameters=32_387_774,
+    macs=52_839_342_080,
 )
 
 FCOS = Architecture(
@@ -37,6 +41,8 @@ FCOS = Architecture(
     backbone="model.backbone.body",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1904.01355",
+    parameters=32_136_015,
+    macs=51_444_002_816,
 )
 
 FASTER_RCNN = Architecture(
@@ -49,6 +55,8 @@ FASTER_RCNN = Architecture(
     backbone="backbone.model",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1506.01497",
+    parameters=7_189_070,
+    macs=3_411_130_240,
 )
 
 RT_DETR = Architecture(
@@ -62,6 +70,8 @@ RT_DETR = Architecture(
     license="Apache-2.0",
     paper="https://arxiv.org/abs/2407.17140",
     aliases=("rt-detr",),
+    parameters=5_348_808,
+    macs=3_233_944_448,
 )
 
 SPECS: tuple[Spec, ...] = (SSDLITE, RETINANET, FCOS, FASTER_RCNN, RT_DETR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zoo import Architecture, ImageInput, Spec, hookimpl
+from zoo import Architecture, ImageInput, Spec, Weights, hookimpl
 
 from . import more_records
 
@@ -32,6 +32,8 @@ def _yolo(
         input=ImageInput(height=size, width=size, resize="letterbox", fill=GREY),
         head="head.classes",
         backbone="backbone.model",
+        # classes 0: a backbone's weights bring no head
+        weights=(Weights(name="imagenet-backbone", uri="timm:{backbone}", num_classes=0),),
         license="Apache-2.0",
         paper="https://arxiv.org/abs/1506.02640",
         aliases=aliases,
@@ -81,7 +83,7 @@ YOLO = (
 
 FASTESTDET = Architecture(
     name="fastestdet",
-    summary="FastestDet, 352 px: a quarter of a million weights; the published ones load with --weights FILE",
+    summary="FastestDet, 352 px: a quarter of a million weights, trained on COCO",
     load="zoo_detect.fastestdet:build",
     task="detect",
     input=ImageInput(
@@ -93,10 +95,20 @@ FASTESTDET = Architecture(
         std=(1.0, 1.0, 1.0),
     ),
     head="detect_head.cls_layers.conv5x5.3,detect_head.cls_layers.conv5x5.4",
+    weights=(
+        Weights(
+            name="coco",
+            uri="https://raw.githubusercontent.com/dog-qiuqiu/FastestDet/97df0a850c4949dcd7d9abf9c539679eee6b6a90"
+            "/weights/weight_AP05%3A0.253207_280-epoch.pth",
+            num_classes=80,
+            labels="zoo_detect.labels:coco80",
+            license="BSD-3-Clause",
+        ),
+    ),
     license="Apache-2.0",
     paper="https://github.com/dog-qiuqiu/FastestDet",
-    parameters=237_630,
-    macs=118_239_264,
+    parameters=244_490,
+    macs=121_491_744,
 )
 
 
