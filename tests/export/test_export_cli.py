@@ -281,7 +281,7 @@ def test_damaged_images_are_listed_and_left_out(
     manifest = json.loads((tmp_path / "out" / "zoo.json").read_text())
     assert manifest["data"]["images"] == 357
     assert manifest["data"]["left_out"] == 3
-    assert any("3 unreadable images" in s for s in manifest["parity"]["statements"])
+    assert any("3 faulty images or boxes" in s for s in manifest["parity"]["statements"])
 
 
 def test_an_interrupt_leaves_nothing(

@@ -147,7 +147,8 @@ def test_boxes_keep_their_precision_under_autocast(network: RTDetr) -> None:
         raw = network(probe(SPEC, 2, seed=3))
         boxes, scores = network.decode(raw)
         parts = network.loss(raw, TARGETS)
-    assert boxes.dtype == scores.dtype == torch.float32
+    assert boxes.dtype == scores.dtype == raw["first_boxes"].dtype == torch.float32
+    assert not torch.equal(raw["first_boxes"], raw["first_boxes"].bfloat16().float()), "two pixels at 512"
     assert bool(torch.isfinite(torch.stack([p.float() for p in parts.values()])).all())
 
 

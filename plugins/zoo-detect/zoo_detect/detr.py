@@ -73,7 +73,7 @@ class RTDetr(nn.Module):
         maps = [project(m) for project, m in zip(model.decoder_input_proj, maps, strict=True)]  # (N, C, H_l, W_l) each
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (N, places, C)
-        anchors, valid = model.generate_anchors(tuple(shapes), device=x.device, dtype=memory.dtype)
+        anchors, valid = _anchors(shapes, x)  # (places, 4), (places, 1)
 
         # the places that look most like an object become the queries
         places = model.enc_output(memory * valid)
@@ -131,6 +131,21 @@ class RTDetr(nn.Module):
         )
         found: dict[str, Tensor] = parts
         return found
+
+
+def _anchors(shapes: Sequence[tuple[int, int]], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The box that each place starts from, as logits (places, 4) of centre, width and height, of ``x``'s dtype even
+    under autocast; and (places, 1) bool: false within a hundredth of the input's borders, where no query starts."""
+    levels = []
+    for level, shape in enumerate(shapes):
+        centres = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in shape]
+        down, across = torch.meshgrid(*centres, indexing="ij")
+        side = torch.full_like(down, 0.05 * 2**level)
+        levels.append(torch.stack([across, down, side, side], dim=-1).flatten(0, 1))
+    boxes = torch.cat(levels)
+    valid = ((boxes > 0.01) & (boxes < 0.99)).all(dim=-1, keepdim=True)
+    # 1e4 stands for infinity: its sigmoid is 1 as well, and half precision can hold it
+    return torch.where(valid, boxes.logit(), torch.full_like(boxes, 1e4)), valid
 
 
 @contextmanager
