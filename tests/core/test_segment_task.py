@@ -121,7 +121,14 @@ def test_void_is_not_counted_and_what_was_not_seen_is_wrong() -> None:
 
 def test_nothing_to_find() -> None:
     empty = Segment().meter(LABELS).compute()
-    assert empty == {"mIoU": 0.0, "Dice": 0.0, "Dice of an image": 0.0, "pixel accuracy": 0.0, "images": 0, "classes": []}
+    assert empty == {
+        "mIoU": 0.0,
+        "Dice": 0.0,
+        "Dice of an image": 0.0,
+        "pixel accuracy": 0.0,
+        "images": 0,
+        "classes": [],
+    }
     meter = Segment().meter(LABELS)
     meter.update([answer(np.zeros((4, 4)))], [truth(np.zeros((4, 4)))])
     ours = meter.compute()

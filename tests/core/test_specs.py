@@ -70,7 +70,17 @@ def test_public_names_exist() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["zoo", "zoo.specs", "zoo.registry", "zoo.cli", "zoo_classic.plugin", "zoo_timm.plugin", "zoo_export.plugin", "zoo_segment.plugin", "zoo_detect.plugin"],
+    [
+        "zoo",
+        "zoo.specs",
+        "zoo.registry",
+        "zoo.cli",
+        "zoo_classic.plugin",
+        "zoo_timm.plugin",
+        "zoo_export.plugin",
+        "zoo_segment.plugin",
+        "zoo_detect.plugin",
+    ],
 )
 def test_what_must_not_import_anything_heavy(name: str) -> None:
     code = (
