@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from .specs import Command, DatasetFormat, Runtime, Spec, Task
 
+# The one table of tolerances; the reason stands beside each number. Tasks add what their outputs need.
+FP32 = {
+    # error in units of PyTorch's own float32 error against float64: honest exports measure 0.9 to 2.5
+    "numbers_units": 8.0,
+    # floor of the unit, as a share of the output's spread: below it float32 rounding is all there is
+    "numbers_floor": 2e-6,
+    # the numeric gate is the strict one for fp32; this one asks whether enough real images were seen
+    "accuracy_drop": 0.02,
+    # candidate p50 / PyTorch p50, upper end of its confidence interval
+    "latency_ratio": 1.10,
+    # golden vectors on another machine: share of the output's spread
+    "golden": 2e-4,
+}
+FP16 = {
+    # half precision has 11 bits; through some tens of layers 1 % of the spread is the usual worst case
+    "numbers_rms": 0.01,
+    "accuracy_drop": 0.02,
+    "latency_ratio": 1.10,
+    "golden": 0.01,
+}
+INT8 = {
+    # RMS error over the RMS of the reference: post-training int8 measures 0.02 to 0.15 on honest networks
+    "numbers_rms": 0.25,
+    "accuracy_drop": 0.02,
+    "latency_ratio": 1.10,
+    # the same integers on the same kernels; other kernels may round one step differently
+    "golden": 0.005,
+}
+
 CLASSIFY = Task(
     name="classify",
     summary="One label for a whole image",
     load="zoo.tasks.classify:Classify",
     outputs=("logits", "scores"),
     trainer="zoo.train.classify:ClassifyTrainer",
-    # The one table of tolerances for this task; the reason stands beside each number.
-    tolerances={
-        "fp32": {
-            # error in units of PyTorch's own float32 error against float64: honest exports measure 0.9 to 1.5
-            "numbers_units": 8.0,
-            # floor of the unit, as a share of the output's spread: below it float32 rounding is all there is
-            "numbers_floor": 2e-6,
-            # the numeric gate is the strict one for fp32; this one asks whether enough real images were seen
-            "accuracy_drop": 0.02,
-            # candidate p50 / PyTorch p50, upper end of its confidence interval
-            "latency_ratio": 1.10,
-            # golden vectors on another machine: share of the output's spread
-            "golden": 2e-4,
-        },
-        "fp16": {
-            # half precision has 11 bits; through some tens of layers 1 % of the spread is the usual worst case
-            "numbers_rms": 0.01,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 0.01,
-        },
-        "int8": {
-            # RMS error over the RMS of the reference: post-training int8 measures 0.02 to 0.15 on honest networks
-            "numbers_rms": 0.25,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            # the same integers on the same kernels; other kernels may round one step differently
-            "golden": 0.005,
-        },
-    },
+    tolerances={"fp32": FP32, "fp16": FP16, "int8": INT8},
 )
 
 SEGMENT = Task(
@@ -49,30 +49,11 @@ SEGMENT = Task(
     outputs=("logits", "classes"),
     trainer="zoo.train.segment:SegmentTrainer",
     tolerances={
-        "fp32": {
-            "numbers_units": 8.0,
-            "numbers_floor": 2e-6,
-            # pixels on the border between two classes, whose logits are equal to within rounding, may fall either way
-            "agreement": 0.9995,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 2e-4,
-        },
-        "fp16": {
-            "numbers_rms": 0.01,
-            "agreement": 0.99,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 0.01,
-        },
-        "int8": {
-            "numbers_rms": 0.25,
-            # objects' borders move by a pixel; what that does to the answer is the accuracy gate's to say
-            "agreement": 0.9,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 0.005,
-        },
+        # pixels on the border between two classes, whose logits are equal to within rounding, may fall either way
+        "fp32": {**FP32, "agreement": 0.9995},
+        "fp16": {**FP16, "agreement": 0.99},
+        # objects' borders move by a pixel; what that does to the answer is the accuracy gate's to say
+        "int8": {**INT8, "agreement": 0.9},
     },
 )
 
@@ -83,28 +64,11 @@ DETECT = Task(
     outputs=("boxes", "scores"),
     trainer="zoo.train.detect:DetectTrainer",
     tolerances={
-        "fp32": {
-            "numbers_units": 8.0,
-            "numbers_floor": 2e-6,
-            # runtimes compute a sigmoid to about 1e-7 of 1, however small the score: an untrained detector's scores are
-            # all alike, and their spread says nothing of that
-            "numbers_least": 3e-8,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 2e-4,
-        },
-        "fp16": {
-            "numbers_rms": 0.01,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 0.01,
-        },
-        "int8": {
-            "numbers_rms": 0.25,
-            "accuracy_drop": 0.02,
-            "latency_ratio": 1.10,
-            "golden": 0.005,
-        },
+        # runtimes compute a sigmoid to about 1e-7 of 1, however small the score: an untrained detector's scores are all
+        # alike, and their spread says nothing of that
+        "fp32": {**FP32, "numbers_least": 3e-8},
+        "fp16": FP16,
+        "int8": INT8,
     },
 )
 

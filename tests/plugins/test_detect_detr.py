@@ -19,7 +19,7 @@ from transformers import RTDetrV2ForObjectDetection
 from zoo.errors import MissingPart, ZooError
 from zoo.specs import ImageInput
 from zoo.testing import ArchitectureTests, give_signal, probe
-from zoo_detect.detr import RTDetr, build
+from zoo_detect.detr import RTDetr, _anchors, build
 from zoo_detect.more_records import RT_DETR
 
 SMALL: dict[str, Any] = {"backbone": "resnet10t", "width": 64, "queries": 30, "decoder_layers": 2}
@@ -99,6 +99,14 @@ def test_the_way_through_is_transformers_own(network: RTDetr) -> None:
         for value, their in zip(ours, (expected.logits, expected.pred_boxes), strict=True):
             assert float(value.std(dim=0).min()) > 1e-3, "all queries say the same"
             torch.testing.assert_close(value, their[image][order[image]], rtol=0, atol=1e-9)
+
+
+def test_places_start_where_transformers_starts_them(network: RTDetr) -> None:
+    shapes = ((64, 80), (32, 40), (16, 20))  # so fine that the outermost places are too near to the borders
+    boxes, valid = _anchors(shapes, torch.zeros(1, dtype=torch.float64))
+    theirs, allowed = network.model.generate_anchors(shapes, dtype=torch.float64)
+    assert torch.equal(valid, allowed[0]) and 0 < int((~valid).sum()) < len(valid)
+    torch.testing.assert_close(boxes.sigmoid(), theirs[0].sigmoid(), rtol=0, atol=1e-12)
 
 
 def test_decode(network: RTDetr) -> None:

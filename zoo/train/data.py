@@ -7,6 +7,7 @@ neither the number of loading threads nor a resumed run changes it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,12 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def varied_by(self, augment: JointAugment) -> Images:
+        """The same images, and the same decoded ones in memory, under another augmentation."""
+        other = copy.copy(self)
+        other.augment = augment
+        return other
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, epoch: int = 0) -> tuple[np.ndarray, list[Any]]:
         """(n, C, H, W) float32 of the images at ``indices``, and their targets placed in the input: class indices,

@@ -46,7 +46,7 @@ from .transfer import Policy, layer_groups, trained_norms
 
 __all__ = ["Options", "Summary", "finetune", "resume"]
 
-SCHEMA = 1
+SCHEMA = 2
 RUN, STATE, HEAD, FEATURES = "run.json", "last.ckpt", "head", "features"
 PLAIN_FROM = 0.85
 """Share of the epochs after which images are no longer put together to mosaics."""
@@ -336,8 +336,11 @@ class _Run:
         joint = default_joint_augment(task, spec) if o.augment is not False else JointAugment()
         if o.flip is not None:
             joint = replace(joint, flip=o.flip)
-        if task == "detect":
-            joint = replace(joint, mixup=o.mixup, mosaic=joint.mosaic if o.mosaic is None else o.mosaic)
+        try:
+            if task == "detect":
+                joint = replace(joint, mixup=o.mixup, mosaic=joint.mosaic if o.mosaic is None else o.mosaic)
+        except ValueError as error:
+            raise ZooError(str(error)) from None
         return joint
 
     def _augment(self) -> Augment | JointAugment:
@@ -519,8 +522,7 @@ class _Run:
         train_images = Images(self.train_data, model.input, augment)
         if isinstance(augment, JointAugment) and (augment.mosaic or augment.mixup):
             # the last epochs see images as they are: mosaics are not what a device will see (YOLOX, arXiv:2107.08430)
-            plain = Images(self.train_data, model.input, augment.without_mosaic())
-            plain._decoded = train_images._decoded
+            plain = train_images.varied_by(augment.without_mosaic())
         else:
             plain = train_images
         val_images = Images(self.val_data, model.input)
