@@ -351,7 +351,7 @@ def test_lenet_on_the_classics(assets: Path, tmp_path: Path, name: str, least: f
     test = open_data(assets / name).test
     assert test is not None
     assert len(test) == 10_000
-    figures, _ = evaluate(load_checkpoint(summary.checkpoint), test)
+    figures = evaluate(load_checkpoint(summary.checkpoint), test).figures
     assert figures["top-1 accuracy"] >= least
 
 

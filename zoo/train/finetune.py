@@ -281,6 +281,7 @@ class _Run:
         if o.balance:
             self.half.balance(self.train_data)
         self.half.mixer(len(self.model.labels), mixup=o.mixup, cutmix=o.cutmix)
+        self._choose_augment()
 
     def _audited(self, data: Dataset) -> Dataset:
         data = audit(data, input=self.model.input)
