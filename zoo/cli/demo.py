@@ -141,7 +141,7 @@ def _shapes(task: str, out: Path, quick: bool) -> _Made:
     count = 160 if quick else 400
     write_scenes(data, task, count)
     note(f"made {count} pictures of discs, squares and triangles in {data}")
-    network, side, epochs = ("unet", "96", (2, 12)) if task == "segment" else ("yolo", "160", (2, 30))
+    network, side, epochs = ("unet", "96", (2, 10)) if task == "segment" else ("yolo", "160", (2, 16))
     _zoo("data", "inspect", data, "--task", task, "--grid", out / "data.png")
     _zoo(
         "finetune", network, "--weights", "none", "--data", data, "--out", run, "--size", side,

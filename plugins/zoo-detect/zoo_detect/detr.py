@@ -135,7 +135,7 @@ class RTDetr(nn.Module):
 
 def _anchors(shapes: Sequence[tuple[int, int]], x: Tensor) -> tuple[Tensor, Tensor]:
     """The box that each place starts from, as logits (places, 4) of centre, width and height, of ``x``'s dtype even
-    under autocast; and (places, 1) bool: false within a hundredth of the input's borders, where no query starts."""
+    under autocast; and (places, 1) bool: false within a hundredth of the input's borders, where the memory is blanked."""
     levels = []
     for level, shape in enumerate(shapes):
         centres = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n for n in shape]

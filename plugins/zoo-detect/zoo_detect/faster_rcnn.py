@@ -115,7 +115,7 @@ class FasterRCNN(nn.Module):
         """Of each stage: cross-entropy over a sample of its boxes, and smooth L1 over those of them that match an
         object. The objects themselves join the proposals, which in the first epochs hardly meet one."""
         anchors = torch.cat(raw["anchors"])
-        labels, goals = zip(*(self._match(self.anchor_matcher, t, anchors) for t in targets), strict=True)
+        labels, goals = zip(*(_match(self.anchor_matcher, t, anchors) for t in targets), strict=True)
         first = _sampled_loss(
             self.anchor_sampler,
             [label.clamp(max=1) for label in labels],
@@ -129,15 +129,15 @@ class FasterRCNN(nn.Module):
         pooled = torch.stack([roi_align(f, objects.boxes, raw["size"]) for f in raw["features"]])  # (L, N, M, C, 7, 7)
         sides = (objects.boxes[..., 2:] - objects.boxes[..., :2]).clamp(min=1).prod(dim=-1).sqrt()
         level = (sides.log2() - torch.tensor(SIZES).log2().view(-1, 1, 1).to(sides)).abs().argmin(dim=0)  # (N, M)
-        n, m = level.shape
-        rows = torch.arange(n, device=level.device)[:, None], torch.arange(m, device=level.device)
-        logits, deltas = self._second_stage(pooled[level, rows[0], rows[1]])
+        image = torch.arange(level.shape[0], device=level.device)[:, None]
+        place = torch.arange(level.shape[1], device=level.device)
+        logits, deltas = self._second_stage(pooled[level, image, place])
         proposals = torch.cat([raw["proposals"], objects.boxes.to(anchors.dtype)], dim=1)
         labels, goals = zip(
-            *(self._match(self.box_matcher, t, p) for t, p in zip(targets, proposals, strict=True)), strict=True
+            *(_match(self.box_matcher, t, p) for t, p in zip(targets, proposals, strict=True)), strict=True
         )
         for label, real in zip(labels, objects.real, strict=True):
-            label[-m:][~real] = -1
+            label[-len(real) :][~real] = -1
         second = _sampled_loss(
             self.box_sampler,
             labels,
@@ -148,17 +148,6 @@ class FasterRCNN(nn.Module):
             self.box_coder,
         )
         return {"objectness": first[0], "anchor_boxes": first[1], "classes": second[0], "boxes": second[1]}
-
-    def _match(self, matcher: Matcher, target: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Per box its label (-1 left out, 0 background, else 1 + class) and the object it should become, xyxy."""
-        if not len(target["boxes"]):
-            return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), boxes
-        objects = target["boxes"].to(boxes.dtype)
-        match = matcher(iou(objects[:, None], boxes))
-        labels = 1 + target["classes"][match.clamp(min=0)]
-        labels[match == Matcher.BELOW_LOW_THRESHOLD] = 0
-        labels[match == Matcher.BETWEEN_THRESHOLDS] = -1
-        return labels, objects[match.clamp(min=0)]
 
 
 def roi_align(features: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
@@ -177,7 +166,7 @@ def roi_align(features: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
 
 
 def matrix_nms(boxes: Tensor, sharpness: float = 2.0) -> Tensor:
-    """How much to lower the logarithm of each score, (N, K) <= 0, for ``boxes`` (N, K, 4) in descending order of score.
+    """What to add to the logarithm of each score, (N, K) and never above 0; ``boxes`` (N, K, 4) come with the best first.
 
     A box loses by its overlap with each better box, the less the more that one is covered itself (the Gaussian form,
     equations 4 and 5 of the paper).
@@ -210,6 +199,18 @@ def _decode(coder: BoxCoder, deltas: Tensor, reference: Tensor, size: Tensor) ->
     """(N, K, 4) deltas to ``reference``, (K, 4) or (N, K, 4), as xyxy input pixels cut at the input's borders."""
     boxes = coder.decode_single(deltas.reshape(-1, 4), reference.expand(deltas.shape).reshape(-1, 4))
     return torch.minimum(boxes.reshape(deltas.shape).clamp(min=0), size)
+
+
+def _match(matcher: Matcher, target: dict[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Per box its label (-1 left out, 0 background, else 1 + class) and the object it should become, xyxy."""
+    if not len(target["boxes"]):
+        return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), boxes
+    objects = target["boxes"].to(boxes.dtype)
+    match = matcher(iou(objects[:, None], boxes))
+    labels = 1 + target["classes"][match.clamp(min=0)]
+    labels[match == Matcher.BELOW_LOW_THRESHOLD] = 0
+    labels[match == Matcher.BETWEEN_THRESHOLDS] = -1
+    return labels, objects[match.clamp(min=0)]
 
 
 def _sampled_loss(

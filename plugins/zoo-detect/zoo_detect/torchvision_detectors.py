@@ -59,9 +59,6 @@ class _Detector(nn.Module):
         boxes = self.model.box_coder.decode_single(deltas.reshape(-1, 4), per_image).reshape(deltas.shape)
         return _cut(boxes, raw)
 
-    def _targets(self, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        return [{"boxes": t["boxes"], "labels": t["classes"]} for t in targets]
-
 
 class SSDLite(_Detector):
     """SSDLite320 on MobileNetV3-Large. The softmax has a background column, which decoding leaves out."""
@@ -75,7 +72,7 @@ class SSDLite(_Detector):
 
         An image without objects has no matched anchors, hence no negatives either: it teaches SSD nothing.
         """
-        theirs = [{**t, "labels": t["labels"] + 1} for t in self._targets(targets)]
+        theirs = _named(targets, first_class=1)
         anchors = torch.cat(raw["anchors"])
         matches = []
         for target in theirs:
@@ -97,7 +94,7 @@ class RetinaNet(_Detector):
     def loss(self, raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Focal loss over all anchors, L1 over the matched ones."""
         anchors = [torch.cat(raw["anchors"])] * len(targets)
-        found: dict[str, Tensor] = self.model.compute_loss(self._targets(targets), raw, anchors)
+        found: dict[str, Tensor] = self.model.compute_loss(_named(targets), raw, anchors)
         return found
 
 
@@ -115,7 +112,7 @@ class FCOS(_Detector):
         """Focal loss over all places; generalised IoU and centre-ness over those near an object's centre."""
         anchors = [torch.cat(raw["anchors"])] * len(targets)
         counts = [len(level) for level in raw["anchors"]]
-        found: dict[str, Tensor] = self.model.compute_loss(self._targets(targets), raw, anchors, counts)
+        found: dict[str, Tensor] = self.model.compute_loss(_named(targets), raw, anchors, counts)
         return found
 
 
@@ -134,6 +131,11 @@ def build_retinanet(*, num_classes: int, in_channels: int) -> RetinaNet:
 def build_fcos(*, num_classes: int, in_channels: int) -> FCOS:
     """FCOS with random weights; sides that divide by 128 put the anchors of all five levels on their strides."""
     return FCOS(detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes), in_channels)
+
+
+def _named(targets: Sequence[dict[str, Tensor]], first_class: int = 0) -> list[dict[str, Tensor]]:
+    """The targets by torchvision's names, and by its count of the classes."""
+    return [{"boxes": t["boxes"], "labels": t["classes"] + first_class} for t in targets]
 
 
 def _cut(boxes: Tensor, raw: Raw) -> Tensor:
