@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -193,3 +194,26 @@ def test_five_bands_of_16_bits(zoo: Zoo, tmp_path: Path) -> None:
     assert (answer["width"], answer["height"]) == (80, 70)
     wrong = zoo("run", bundle, data / "masks" / "0.png", check=2)
     assert "5" in wrong.stderr
+
+
+def test_a_killed_run_resumes_to_the_same_end(trained: Trained, tmp_path: Path) -> None:
+    line = [
+        *("finetune", *NETWORKS[trained.task], "--weights", "none", "--data", trained.data),
+        *("--size", 64, "--epochs", 3),
+    ]
+    call(*line, "--out", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "zoo", *map(str, line), "--out", str(killed)])
+    end = time.monotonic() + 120
+    while not (killed / "metrics.csv").is_file():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end, "no epoch ended in two minutes"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    call("finetune", "--resume", killed)
+    of_whole, of_killed = (
+        json.loads((run / "checkpoint" / "checkpoint.json").read_text()) for run in (tmp_path / "whole", killed)
+    )
+    assert of_killed["weights"] == of_whole["weights"]
+    assert of_killed["decode"] == of_whole["decode"]

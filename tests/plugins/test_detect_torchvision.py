@@ -14,6 +14,7 @@ pytest.importorskip("torchvision")
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import detection
 from torchvision.ops import batched_nms
 
@@ -193,6 +194,15 @@ def test_a_classifiers_weights_fit_the_backbone(name: str) -> None:
     keys = network.get_submodule(record.backbone).load_state_dict(given, strict=False)
     assert not keys.missing_keys
     assert set(keys.unexpected_keys) == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_macs_are_recomputed(name: str) -> None:
+    record = RECORDS[name]
+    network = record.resolve()(num_classes=10, in_channels=3).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.decode(network(torch.zeros(1, *record.input.shape)))
+    assert counter.get_total_flops() // 2 == record.macs
 
 
 class TestSSDLite(ArchitectureTests):

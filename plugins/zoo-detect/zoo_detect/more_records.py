@@ -56,7 +56,7 @@ FASTER_RCNN = Architecture(
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1506.01497",
     parameters=7_189_070,
-    macs=3_411_130_240,
+    macs=3_864_864_640,
 )
 
 RT_DETR = Architecture(
