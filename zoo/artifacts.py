@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .specs import ImageInput, Task
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Artifact", "Calibration"]
+__all__ = ["Artifact", "Calibration", "Judge"]
+
+Judge: TypeAlias = "Callable[[Callable[[np.ndarray], Mapping[str, np.ndarray]]], np.ndarray]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Artifact:
     """The deployable ``torch.nn.Module`` in eval mode: (N, C, H, W) to a tuple in the order of ``task.outputs``."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready facts for the manifest and the report: opset, quantised layers, tool versions."""
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-ready: what a device needs to build an engine of the file at ``path``, and the engines that lie beside it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +44,13 @@ class Calibration:
     """Where they come from, for the report."""
     keep_float: tuple[str, ...] = ()
     """Names of graph nodes to leave in float."""
+    method: str = ""
+    """The calibrator: ``minmax``, ``mean``, ``entropy``, ``percentile``; empty for the pass's own choice."""
+    judge: Judge | None = None
+    """Scores in 0..1, one an image, of a network on images that are not among ``tensors`` but come from the training
+    split too: the task's metric, or whether the answer is the fp32 network's where no labels are known."""
+    budget: float = 0.005
+    """How much of that score, on average, a plan of mixed precisions may cost."""
 
     def batches(self, size: int = 1) -> Iterator[np.ndarray]:
         for start in range(0, len(self.tensors), size):

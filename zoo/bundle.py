@@ -47,6 +47,8 @@ class ArtifactEntry:
     verified_on: str
     gates: Mapping[str, Any]
     notes: Mapping[str, Any]
+    build: Mapping[str, Any]
+    """Of formats whose engine is built on the device: profiles, flags, and the engines in the bundle."""
 
 
 class Bundle:
@@ -88,6 +90,7 @@ class Bundle:
                 verified_on=a.get("verified_on", ""),
                 gates=a.get("gates", {}),
                 notes=a.get("notes", {}),
+                build=a.get("build", {}),
             )
             for a in self.manifest["artifacts"]
         }
@@ -319,6 +322,7 @@ def validate(manifest: Any, path: Path | str = MANIFEST) -> None:
         need(a["file"] in manifest["files"], f"artefact {a['name']}: file {a['file']} is not listed in files")
         need(a["status"] in _STATUSES, f"artefact {a['name']}: status is not one of {', '.join(_STATUSES)}")
         need(a["name"] not in names, f"two artefacts are named {a['name']}")
+        need(isinstance(a.get("build", {}), dict), f"artefact {a['name']}: build is not an object")
         names.add(a["name"])
     need(manifest["default"] in names, f"default '{manifest['default']}' is not an artefact")
 

@@ -34,7 +34,7 @@ def find_task(name: str) -> Task:
 
 def runtimes_for(format: str) -> list[Runtime]:
     """The runtimes that read an artefact format, best first; the registry is asked only where the core has none."""
-    own = [s for s in SPECS if isinstance(s, Runtime) and s.reads == format]
+    own = [s for s in SPECS if isinstance(s, Runtime) and format in s.reads]
     if own:
         return sorted(own, key=lambda r: -r.priority)
     if importlib.util.find_spec("pluggy") is None:

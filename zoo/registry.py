@@ -198,7 +198,7 @@ class Registry:
 
     def runtimes(self, reads: str) -> list[Runtime]:
         """Every runtime for an artefact format, best first, whether or not its packages are installed."""
-        return sorted((r for r in self.specs(Runtime) if r.reads == reads), key=lambda r: -r.priority)
+        return sorted((r for r in self.specs(Runtime) if reads in r.reads), key=lambda r: -r.priority)
 
     # -- calling hooks -----------------------------------------------------------------------------------------
 

@@ -250,6 +250,8 @@ class Precision(Spec):
 
     precision: str
     reads: str
+    target: str = ""
+    """The artefact format that the result is meant for; empty: any that is made from ``reads``."""
     requires: tuple[str, ...] = ()
     install: str = ""
 
@@ -260,7 +262,11 @@ class Runtime(Spec):
 
     kind: ClassVar[str] = "runtime"
 
-    reads: str
+    reads: tuple[str, ...]
+    """The artefact formats that it opens."""
+    probe: str = ""
+    """Dotted path of a ``() -> str``: why it cannot run on this machine though its packages are there, empty where it
+    can (a driver, a GPU). It is asked before an artefact is opened."""
     requires: tuple[str, ...] = ()
     priority: int = 0
     """Among the runtimes that can open an artefact, the highest is tried first."""

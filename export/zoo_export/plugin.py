@@ -21,7 +21,7 @@ SPECS: tuple[Spec, ...] = (
     Precision(
         name="int8",
         summary="Static int8 for CPUs: uint8 activations, int8 weights per channel, classifier in float",
-        load="zoo_export.int8:convert",
+        load="zoo_export.precision.int8_cpu:convert",
         precision="int8",
         reads="onnx",
         requires=("onnx", "onnxruntime"),

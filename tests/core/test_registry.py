@@ -246,7 +246,7 @@ def test_precisions_and_runtimes(registry: Registry) -> None:
         "one",
         module(
             Precision(name="int8", summary="", load="a:b", precision="int8", reads="onnx"),
-            Runtime(name="fast", summary="", load="a:b", reads="onnx", requires=("no_such_runtime",), priority=99),
+            Runtime(name="fast", summary="", load="a:b", reads=("onnx",), requires=("no_such_runtime",), priority=99),
         ),
     )
     assert registry.precision("int8", "onnx").name == "int8"

@@ -21,9 +21,9 @@ from zoo.runtime.ort import open_session
 from zoo.specs import ImageInput
 from zoo.testing.signal import give_signal, probe
 from zoo.train.classify import Deployable
-from zoo_export import int8
-from zoo_export.int8 import StaticInt8
 from zoo_export.onnx_export import export
+from zoo_export.precision import int8_cpu
+from zoo_export.precision.int8_cpu import StaticInt8
 
 SPEC = ImageInput(height=24, width=24)
 
@@ -74,7 +74,7 @@ def error(fp32: Artifact, int8_artifact: Artifact) -> float:
 
 
 def test_the_scheme_is_u8s8_per_channel(fp32: Artifact, calibration: Calibration, tmp_path: Path) -> None:
-    artifact = StaticInt8()(fp32, tmp_path / "model.int8.onnx", calibration)
+    artifact = StaticInt8()(fp32, tmp_path / "model.int8_cpu.onnx", calibration)
     model = onnx.load(str(artifact.path))
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == 10
@@ -98,7 +98,7 @@ def test_the_scheme_is_u8s8_per_channel(fp32: Artifact, calibration: Calibration
 def test_the_classifier_and_what_follows_stay_in_float(
     fp32: Artifact, calibration: Calibration, tmp_path: Path
 ) -> None:
-    artifact = StaticInt8()(fp32, tmp_path / "model.int8.onnx", calibration)
+    artifact = StaticInt8()(fp32, tmp_path / "model.int8_cpu.onnx", calibration)
     model = onnx.load(str(artifact.path))
     head = next(n for n in model.graph.node if n.op_type == "Gemm")
     weights = next(i for i in model.graph.initializer if i.name == head.input[1])
@@ -142,8 +142,8 @@ def test_calibrates_once_for_several_tries(
     fp32: Artifact, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    honest = int8._measure
-    monkeypatch.setattr(int8, "_measure", lambda *args: calls.append(1) or honest(*args))
+    honest = int8_cpu._measure
+    monkeypatch.setattr(int8_cpu, "_measure", lambda *args: calls.append(1) or honest(*args))
     convert = StaticInt8()
     convert(fp32, tmp_path / "one.onnx", calibration)
     node = convert.sensitivity(fp32, calibration)[0].node
@@ -155,7 +155,7 @@ def test_calibrates_once_for_several_tries(
 
 def test_ranges_are_those_of_the_calibration_images(fp32: Artifact, calibration: Calibration) -> None:
     assert fp32.path is not None
-    ranges = int8._measure(onnx.load(str(fp32.path)), calibration)
+    ranges = int8_cpu._measure(onnx.load(str(fp32.path)), calibration)
     low, high = ranges["image"].range_value
     assert low == pytest.approx(calibration.tensors.min())
     assert high == pytest.approx(calibration.tensors.max())
@@ -186,4 +186,4 @@ def test_activations_that_are_not_finite_are_named(fp32: Artifact, tmp_path: Pat
 
 
 def test_notes_are_json(fp32: Artifact, calibration: Calibration, tmp_path: Path) -> None:
-    json.dumps(StaticInt8()(fp32, tmp_path / "model.int8.onnx", calibration).notes)
+    json.dumps(StaticInt8()(fp32, tmp_path / "model.int8_cpu.onnx", calibration).notes)

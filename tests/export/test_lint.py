@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from zoo.errors import ExportError, GateFailed, UnknownName, ZooError
+from zoo.runtime.tensorrt import api
 from zoo_export.lint_cli import command
-from zoo_export.tensorrt import api
 from zoo_export.tensorrt.asking import Answer
 from zoo_export.tensorrt.fixes import fix
 from zoo_export.tensorrt.lint import PARSER, lint, untold
@@ -1194,7 +1194,7 @@ def test_our_own_fp32_has_no_errors(exported: Any) -> None:
 def test_int8_as_it_is_written_for_cpus_is_refused(exported: Any) -> None:
     from zoo.artifacts import Calibration
     from zoo.testing.signal import probe
-    from zoo_export.int8 import StaticInt8
+    from zoo_export.precision.int8_cpu import StaticInt8
 
     calibration = Calibration(tensors=probe(exported.input, 8).numpy(), source="made")
     made = StaticInt8()(exported, exported.path.with_name("model.int8.onnx"), calibration)

@@ -37,7 +37,7 @@ from zoo.artifacts import Artifact
 from zoo.builtin import CLASSIFY
 from zoo.specs import ImageInput
 from zoo.train.classify import Deployable
-from zoo_export.int8 import convert
+from zoo_export.precision.int8_cpu import convert
 from zoo_export.onnx_export import export
 from zoo.artifacts import Calibration
 from zoo.testing.signal import probe

@@ -15,8 +15,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from zoo.errors import ExportError, MissingPart, UnknownName
-from zoo_export.tensorrt import api
-from zoo_export.tensorrt.api import Library, Verdict, build, find, need, parse
+from zoo.runtime.tensorrt import api
+from zoo.runtime.tensorrt.api import Library, Verdict, build, find, need, parse
 
 F, F16 = TensorProto.FLOAT, TensorProto.FLOAT16
 KERNEL = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
@@ -73,7 +73,8 @@ def test_a_good_graph_is_parsed_and_its_layers_counted(library: Library, kind: i
 
 
 def test_a_refusal_names_the_node(library: Library, capfd: pytest.CaptureFixture[str]) -> None:
-    verdict = parse(library, det().SerializeToString())
+    graph = det()
+    verdict = parse(library, graph.SerializeToString(), nodes=len(graph.graph.node))
     assert not verdict
     assert [(c.node, c.operator) for c in verdict.complaints] == [("det", "Det")]
     assert verdict.complaints[0].text == "the parser has no importer for this operator"

@@ -32,8 +32,8 @@ from zoo.runtime.ort import open_session
 from zoo.specs import ImageInput
 from zoo.train.models import deployable, load_checkpoint
 from zoo_export.graphs import clean, save
-from zoo_export.int8 import StaticInt8
 from zoo_export.pipeline import Request, export_bundle
+from zoo_export.precision.int8_cpu import StaticInt8
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import UnknownName, ZooError
 from zoo.registry import get_registry
+from zoo.runtime.tensorrt import api
 from zoo.specs import Architecture, ImageInput
 from zoo.testing import ArchitectureTests, give_signal, probe
 from zoo.train.weights import fit, read_state
 from zoo_export.onnx_export import to_model
-from zoo_export.tensorrt import api
 from zoo_segment import plugin, segnet, unet
 from zoo_segment.encoder import Encoder
 from zoo_segment.unpool import FORMULATIONS

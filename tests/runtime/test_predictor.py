@@ -114,7 +114,7 @@ def test_a_missing_runtime_says_the_install_line(tiny_bundle: Path, monkeypatch:
     from zoo.specs import Runtime
 
     absent = Runtime(
-        name="far", summary="-", load="far:open", reads="onnx", requires=("far_away",), install="pip install far"
+        name="far", summary="-", load="far:open", reads=("onnx",), requires=("far_away",), install="pip install far"
     )
     monkeypatch.setattr(lookup, "SPECS", (absent, *[s for s in builtin.SPECS if not isinstance(s, Runtime)]))
     with pytest.raises(MissingPart, match="pip install far"):

@@ -122,7 +122,7 @@ def examine() -> dict[str, Any]:
     if not registry.specs(Exporter):
         abilities.append(can("export", "to onnx", ["zoo-export"], install_line("zoo_export")))
     abilities += [
-        can("run", f"{r.reads} with {r.name}", gone, r.install or install_line(gone[0]) if gone else "")
+        can("run", f"{', '.join(r.reads)} with {r.name}", gone, r.install or install_line(gone[0]) if gone else "")
         for r in registry.specs(Runtime)
         for gone in [absent(r)]
     ]

@@ -144,8 +144,10 @@ def open_half(bundle: Bundle, decode: Mapping[str, Any] | None = None) -> TaskHa
 
 def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:
     candidates = [find(Runtime, name)] if name else runtimes_for(entry.format)
-    if name and candidates[0].reads != entry.format:
-        raise BundleError(f"runtime {name} reads {candidates[0].reads}, artefact {entry.name} is {entry.format}")
+    if name and entry.format not in candidates[0].reads:
+        raise BundleError(
+            f"runtime {name} reads {', '.join(candidates[0].reads)}, artefact {entry.name} is {entry.format}"
+        )
     if not candidates:
         raise BundleError(f"no runtime reads {entry.format} artefacts: `zoo plugins` shows what is installed")
     return first_installed(candidates)

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: what they refuse, said before they are asked, and the one place that asks them."""
+"""TensorRT and TensorRT-RTX: what they refuse, said before they are asked, and what is made for them."""

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import api
-from .targets import TITLES
+import onnx
+
+from zoo.runtime.tensorrt import api
 
 __all__ = ["Answer", "ask"]
 
@@ -56,7 +57,7 @@ def ask(flavours: Sequence[str], model: bytes, path: Path | None = None) -> Answ
         crash = _signal(done.returncode)
     except subprocess.TimeoutExpired:
         crash = f"no answer within {PATIENCE_S} s"
-    title = TITLES[present[0]]
+    title = api.TITLES[present[0]]
     complaint = api.Complaint(node="", operator="", text=f"the parser crashes on this graph ({crash})")
     verdict = api.Verdict(library=title, parsed=False, complaints=(complaint,))
     return Answer(flavour=present[0], version="", verdict=verdict, crash=crash)
@@ -75,9 +76,17 @@ def main() -> None:
     library = next((found for flavour in flavours if (found := api.find(flavour))), None)
     said = {}
     if library is not None:
-        verdict = api.parse(library, sys.stdin.buffer.read(), Path(where) if where else None)
+        model = sys.stdin.buffer.read()
+        verdict = api.parse(library, model, Path(where) if where else None, nodes=_count(model))
         said = {"flavour": library.flavour, "version": library.version, "verdict": verdict.to_dict()}
     json.dump(said, sys.stdout)
+
+
+def _count(model: bytes) -> int:
+    try:
+        return len(onnx.load_model_from_string(model).graph.node)
+    except Exception:  # not ONNX at all, which the parser says too; protobuf's classes differ between implementations
+        return 0
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import onnx
 from onnx import ModelProto
 
 from zoo.errors import ExportError, UnknownName, ZooError
+from zoo.runtime.tensorrt import api
 
 from ..graphs import MODULES
-from . import api, asking
+from . import asking
 from .asking import Answer
 from .rules import ERROR, INFO, RULES, SEVERITIES, WARNING
 from .targets import Target

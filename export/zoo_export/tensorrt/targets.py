@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 from zoo.errors import ExportError, UnknownName
+from zoo.runtime.tensorrt.api import TITLES
 
 __all__ = ["FEATURES", "OPSETS", "PRECISIONS", "TITLES", "Feature", "Target", "parse_target"]
 
 Version = tuple[int, ...]
 
-TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 OLDEST: Version = (8, 5)
 """The oldest TensorRT with the name-based inputs and outputs that the runtime uses."""

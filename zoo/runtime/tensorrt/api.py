@@ -15,19 +15,29 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import onnx
+from ...errors import ExportError, MissingPart, UnknownName
 
-from zoo.errors import ExportError, MissingPart, UnknownName
+__all__ = [
+    "INSTALL",
+    "MODULES",
+    "TITLES",
+    "Built",
+    "Complaint",
+    "Library",
+    "Profile",
+    "Verdict",
+    "build",
+    "find",
+    "need",
+    "parse",
+]
 
-from .targets import TITLES
-
-__all__ = ["Built", "Complaint", "Library", "Profile", "Verdict", "build", "find", "need", "parse"]
-
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
     "tensorrt": "pip install tensorrt (on a Jetson it comes with JetPack)",
@@ -59,8 +69,16 @@ class Verdict:
     """Indices into ``graph.node`` of what it cannot take. It looks at all nodes for what it can tell from a node alone,
     and stops at the first whose import fails, so there may be more."""
     warnings: tuple[str, ...] = ()
-    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many layers of each kind give each type: ``{"CONVOLUTION": {"HALF": 52, "FLOAT": 1}}``."""
+    typed: tuple[tuple[str, str, str], ...] = ()
+    """Name, kind and output type of each layer: ``("node_conv2d", "CONVOLUTION", "HALF")``."""
+
+    @property
+    def layers(self) -> dict[str, dict[str, int]]:
+        """How many layers of each kind give each type: ``{"CONVOLUTION": {"HALF": 52, "FLOAT": 1}}``."""
+        found: dict[str, Counter[str]] = {}
+        for _, kind, type_ in self.typed:
+            found.setdefault(kind, Counter())[type_] += 1
+        return {kind: dict(types) for kind, types in sorted(found.items())}
 
     def __bool__(self) -> bool:
         return self.parsed
@@ -72,7 +90,7 @@ class Verdict:
             "complaints": [vars(c) for c in self.complaints],
             "refused": list(self.refused),
             "warnings": list(self.warnings),
-            "layers": {kind: dict(types) for kind, types in self.layers.items()},
+            "typed": [list(layer) for layer in self.typed],
         }
 
     @classmethod
@@ -84,7 +102,7 @@ class Verdict:
             complaints=tuple(Complaint(**c) for c in data["complaints"]),
             refused=tuple(data["refused"]),
             warnings=tuple(data["warnings"]),
-            layers=data["layers"],
+            typed=tuple((name, kind, type_) for name, kind, type_ in data["typed"]),
         )
 
 
@@ -183,13 +201,15 @@ def need(flavour: str) -> Library:
     return library
 
 
-def parse(library: Library, model: bytes, path: Path | None = None) -> Verdict:
+def parse(library: Library, model: bytes, path: Path | None = None, *, nodes: int = 0) -> Verdict:
     """Ask the parser about a serialised ONNX model; ``path`` is its file, needed where weights lie in files beside it.
+
+    ``nodes``: how many the graph has, needed to tell which of them are refused (this module does not read ONNX).
 
     No GPU is needed with ``tensorrt-rtx``. Where the library makes no builder, the verdict is a complaint that says so.
     """
     with library.listening() as heard:
-        verdict, *_ = _parse(library, model, path, library.builder())
+        verdict, *_ = _parse(library, model, path, library.builder(), nodes)
     return _with_warnings(verdict, heard)
 
 
@@ -223,11 +243,13 @@ def build(library: Library, model: bytes, path: Path | None = None, *, profile: 
     return Built(verdict=verdict, plan=bytes(plan), warnings=warnings)
 
 
-def _parse(library: Library, model: bytes, path: Path | None, builder: Any | None) -> tuple[Verdict, Any, Any]:
+def _parse(
+    library: Library, model: bytes, path: Path | None, builder: Any | None, nodes: int = 0
+) -> tuple[Verdict, Any, Any]:
     """The verdict; and, where it is good, the network and the parser that filled it."""
 
-    def refused(*complaints: Complaint, nodes: tuple[int, ...] = ()) -> tuple[Verdict, None, None]:
-        return Verdict(library=str(library), parsed=False, complaints=complaints, refused=nodes), None, None
+    def refused(*complaints: Complaint, indices: tuple[int, ...] = ()) -> tuple[Verdict, None, None]:
+        return Verdict(library=str(library), parsed=False, complaints=complaints, refused=indices), None, None
 
     def said(text: str) -> Complaint:
         return Complaint(node="", operator="", text=text)
@@ -242,7 +264,7 @@ def _parse(library: Library, model: bytes, path: Path | None, builder: Any | Non
         return refused(said(f"{library} made no network"))
     parser = library.parser(network)
     if parser.parse(model, where):
-        return Verdict(library=str(library), parsed=True, layers=_layers(network)), network, parser
+        return Verdict(library=str(library), parsed=True, typed=_typed(network)), network, parser
     complaints = [
         Complaint(
             node=_ask(error, "node_name"), operator=_ask(error, "node_operator"), text=_clean(_ask(error, "desc"))
@@ -250,10 +272,10 @@ def _parse(library: Library, model: bytes, path: Path | None, builder: Any | Non
         for error in (parser.get_error(i) for i in range(parser.num_errors))
     ]
     reasons = tuple(dict.fromkeys(complaints)) or (said("the parser refused without a reason"),)
-    return refused(*reasons, nodes=_refused(library, builder, model, where))
+    return refused(*reasons, indices=_refused(library, builder, model, where, nodes))
 
 
-def _refused(library: Library, builder: Any, model: bytes, where: str | None) -> tuple[int, ...]:
+def _refused(library: Library, builder: Any, model: bytes, where: str | None, nodes: int) -> tuple[int, ...]:
     """The nodes that are in no sub-graph which the parser would take over, good as a whole or not."""
     network = library.network(builder)  # kept by name: a parser does not keep its network alive
     parser = library.parser(network)
@@ -261,20 +283,12 @@ def _refused(library: Library, builder: Any, model: bytes, where: str | None) ->
         return ()
     parser.supports_model_v2(model, where)
     taken = {node for index in range(parser.num_subgraphs) for node in parser.get_subgraph_nodes(index)}
-    try:
-        count = len(onnx.load_model_from_string(model).graph.node)
-    except Exception:  # not ONNX at all, which the complaint says; protobuf's classes differ between implementations
-        return ()
-    return tuple(sorted(set(range(count)) - taken))
+    return tuple(sorted(set(range(nodes)) - taken))
 
 
-def _layers(network: Any) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kind, type_ = (str(x).rpartition(".")[2] for x in (layer.type, layer.get_output_type(0)))
-        found.setdefault(kind, Counter())[type_] += 1
-    return {kind: dict(types) for kind, types in sorted(found.items())}
+def _typed(network: Any) -> tuple[tuple[str, str, str], ...]:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return tuple((x.name, *(str(v).rpartition(".")[2] for v in (x.type, x.get_output_type(0)))) for x in layers)
 
 
 def _set_shapes(network: Any, shapes: Any, profile: Profile) -> bool:

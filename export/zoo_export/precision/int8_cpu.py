@@ -13,11 +13,9 @@ costs next to nothing there and hurts most in integers.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +32,11 @@ from zoo.errors import ExportError
 from zoo.files import sha256_file
 from zoo.machine import versions
 
-from .graphs import MODULES, clean, hushed, load, save
+from ..graphs import clean, hushed, load, save
+from .layers import WEIGHTED, Sensitivity, head_nodes, read_modules, weighted_nodes
 
-__all__ = ["Sensitivity", "StaticInt8", "convert"]
+__all__ = ["StaticInt8", "convert"]
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = (
     *WEIGHTED,
     "AveragePool",
@@ -57,17 +55,6 @@ OPERATORS = (
 transformer's residual stream is spoilt by it (8 times the error on a randomly initialised ViT-Tiny at 64 px), while the additions between two quantised
 convolutions run in integers all the same.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """How much one layer alone, in int8, disturbs the network's outputs."""
-
-    node: str
-    module: str
-    """The torch module the node came from, where the exporter's sidecar tells it."""
-    sqnr_db: float
-    """Signal to quantisation noise at the first output; the lower, the worse."""
 
 
 class StaticInt8:
@@ -154,39 +141,6 @@ class StaticInt8:
 
 
 convert = StaticInt8()
-
-
-def read_modules(artifact: Artifact) -> dict[str, str]:
-    """The exporter's sidecar beside the artefact (graph node to torch module); empty where there is none."""
-    if artifact.path is None:
-        return {}
-    try:
-        found = json.loads(artifact.path.with_name(MODULES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def weighted_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes with trained weights, in graph order."""
-    constants = {i.name for i in model.graph.initializer}
-    return [n.name for n in model.graph.node if n.op_type in WEIGHTED and any(i in constants for i in n.input[1:2])]
-
-
-def head_nodes(model: onnx.ModelProto) -> set[str]:
-    """The last layer with weights on each way to an output, and everything after it."""
-    weighted = set(weighted_nodes(model))
-    maker = {name: node for node in model.graph.node for name in node.output}
-    found: set[str] = set()
-    queue = [o.name for o in model.graph.output]
-    while queue:
-        node = maker.get(queue.pop())
-        if node is None or node.name in found:
-            continue
-        found.add(node.name)
-        if node.name not in weighted:
-            queue += list(node.input)
-    return found
 
 
 def _measure(model: onnx.ModelProto, calibration: Calibration) -> dict[str, TensorData]:

@@ -1,0 +1,1 @@
+"""Precision passes: what a graph computes in fewer bits, written into the graph itself."""
