@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .parity import Finding
 from .specs import ImageInput, Task
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Artifact:
     """The deployable ``torch.nn.Module`` in eval mode: (N, C, H, W) to a tuple in the order of ``task.outputs``."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready facts for the manifest and the report: opset, quantised layers, tool versions."""
+    findings: tuple[Finding, ...] = ()
+    """What its maker found out about it beside the gates: one that failed keeps the artefact out of the bundle."""
     build: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready: what a device needs to build an engine of the file at ``path``, and the engines that lie beside it."""
 
@@ -42,6 +45,8 @@ class Calibration:
     """(N, C, H, W) float32."""
     source: str
     """Where they come from, for the report."""
+    concerns: tuple[Mapping[str, str], ...] = ()
+    """What the audit of these images found, JSON-ready: ``kind``, ``severity``, ``message``."""
     keep_float: tuple[str, ...] = ()
     """Names of graph nodes to leave in float."""
     method: str = ""

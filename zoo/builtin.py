@@ -16,6 +16,9 @@ FP32 = {
     "latency_ratio": 1.10,
     # golden vectors on another machine: share of the output's spread
     "golden": 2e-4,
+    # golden vectors in another library's engine of the same graph, which may choose Winograd's convolutions and sums of
+    # another order; TF32 is off unless it was asked for
+    "engine": 2e-3,
 }
 FP16 = {
     # half precision has 11 bits; through some tens of layers 1 % of the spread is the usual worst case
@@ -23,6 +26,16 @@ FP16 = {
     "accuracy_drop": 0.02,
     "latency_ratio": 1.10,
     "golden": 0.01,
+    # an engine rounds between other layers than ONNX Runtime does: as far from it as both may be from PyTorch
+    "engine": 0.02,
+}
+BF16 = {
+    # 8 bits in place of 11: each rounding is 8 times as coarse
+    "numbers_rms": 0.08,
+    "accuracy_drop": 0.02,
+    "latency_ratio": 1.10,
+    "golden": 0.08,
+    "engine": 0.16,
 }
 INT8 = {
     # RMS error over the RMS of the reference: post-training int8 measures 0.02 to 0.15 on honest networks
@@ -31,6 +44,8 @@ INT8 = {
     "latency_ratio": 1.10,
     # the same integers on the same kernels; other kernels may round one step differently
     "golden": 0.005,
+    # an engine may fuse across a rounding that ONNX Runtime makes: as far from it as an honest network from PyTorch
+    "engine": 0.15,
 }
 
 CLASSIFY = Task(
@@ -39,7 +54,7 @@ CLASSIFY = Task(
     load="zoo.tasks.classify:Classify",
     outputs=("logits", "scores"),
     trainer="zoo.train.classify:ClassifyTrainer",
-    tolerances={"fp32": FP32, "fp16": FP16, "int8": INT8},
+    tolerances={"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8, "mixed": INT8},
 )
 
 SEGMENT = Task(
@@ -52,8 +67,10 @@ SEGMENT = Task(
         # pixels on the border between two classes, whose logits are equal to within rounding, may fall either way
         "fp32": {**FP32, "agreement": 0.9995},
         "fp16": {**FP16, "agreement": 0.99},
+        "bf16": {**BF16, "agreement": 0.95},
         # objects' borders move by a pixel; what that does to the answer is the accuracy gate's to say
         "int8": {**INT8, "agreement": 0.9},
+        "mixed": {**INT8, "agreement": 0.9},
     },
 )
 
@@ -68,7 +85,9 @@ DETECT = Task(
         # alike, and their spread says nothing of that
         "fp32": {**FP32, "numbers_least": 3e-8},
         "fp16": FP16,
+        "bf16": BF16,
         "int8": INT8,
+        "mixed": INT8,
     },
 )
 
@@ -79,7 +98,7 @@ RUNTIMES = (
         name="onnxruntime",
         summary="ONNX Runtime on the CPU (and on whatever providers its wheel has)",
         load="zoo.runtime.ort:open_session",
-        reads=("onnx",),
+        reads=("onnx", "tensorrt"),
         requires=("onnxruntime",),
         priority=10,
         install="pip install 'edgezoo[edge]'",

@@ -188,13 +188,15 @@ class Registry:
             raise missing_part(missing)
         raise UnknownName(f"way from {reads} to", writes, {e.writes for e in exporters})
 
-    def precision(self, precision: str, reads: str) -> Precision:
-        """The pass that turns an artefact of format ``reads`` into ``precision``."""
-        passes = [p for p in self.specs(Precision) if p.reads == reads]
-        for spec in passes:
+    def precision(self, precision: str, reads: str, target: str = "") -> Precision:
+        """The pass that turns an artefact of format ``reads`` into ``precision``, for artefacts of format ``target``
+        (by default of ``reads``): the one that is meant for that alone, else one for any."""
+        target = target or reads
+        passes = [p for p in self.specs(Precision) if p.reads == reads and p.target in ("", target)]
+        for spec in sorted(passes, key=lambda p: p.target == ""):
             if spec.precision == precision:
                 return spec
-        raise UnknownName(f"precision of {reads}", precision, {"fp32", *(p.precision for p in passes)})
+        raise UnknownName(f"precision of {target}", precision, {"fp32", *(p.precision for p in passes)})
 
     def runtimes(self, reads: str) -> list[Runtime]:
         """Every runtime for an artefact format, best first, whether or not its packages are installed."""

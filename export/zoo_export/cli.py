@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,70 @@ if TYPE_CHECKING:
 
     from .pipeline import Outcome
 
-__all__ = ["command"]
+__all__ = ["BATCH", "SIZES", "Sizes", "command"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What --size says: the usual (height, width) or side, and the range where one is given."""
+
+    usual: int | tuple[int, int] | None = None
+    range: tuple[tuple[int, int], ...] | None = None
+
+
+class _SizesType(click.ParamType):
+    """One size, or three that rise: least:usual:largest."""
+
+    name = "N|HxW|A:B:C"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        sides = [SIZE.convert(part, param, ctx) for part in value.split(":")]
+        if len(sides) == 1:
+            return Sizes(usual=sides[0])
+        pairs = tuple((side, side) if isinstance(side, int) else side for side in sides)
+        if len(pairs) != 3 or not all(a <= b <= c for a, b, c in zip(*pairs, strict=True)):
+            self.fail(f"'{value}': give least:usual:largest, rising, like 256:512:1024", param, ctx)
+        return Sizes(usual=pairs[1], range=pairs)
+
+
+class _BatchType(click.ParamType):
+    """One number N (1:N:N), or three that rise: least:usual:largest."""
+
+    name = "N|A:B:C"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) in (1, 3) and all(part.isdigit() for part in parts):
+            counts = tuple(int(part) for part in (["1", *parts * 2] if len(parts) == 1 else parts))
+            if 1 <= counts[0] <= counts[1] <= counts[2] <= 4096:
+                return counts
+        self.fail(f"'{value}': give least:usual:largest, rising, in 1..4096, like 1:4:16", param, ctx)
+
+
+SIZES, BATCH = _SizesType(), _BatchType()
 
 
 @click.command()
 @click.argument("source", shell_complete=complete_architecture)
-@click.option("--to", default="onnx", show_default=True, help="Artefact format: any that an exporter writes.")
-@click.option("--precision", default="fp32", show_default=True, help="Comma-separated: fp32,int8.")
+@click.option(
+    "--to",
+    default="onnx",
+    show_default=True,
+    metavar="TARGET,...",
+    help="onnx, tensorrt, tensorrt:VERSION, tensorrt-rtx, or what another exporter writes; comma-separated.",
+)
+@click.option("--trt", is_flag=True, help="Short for --to tensorrt.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="NAME,...",
+    help="fp32, fp16, bf16, int8, or mixed (a plan that keeps accuracy); comma-separated.",
+)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Labelled images: calibration from train, judgement on val."
 )
@@ -41,7 +99,20 @@ __all__ = ["command"]
 @click.option(
     "--weights", default="pretrained", show_default=True, help="For an architecture: pretrained, none, or a file."
 )
-@click.option("--size", type=SIZE, help="Input height and width, in pixels.")
+@click.option(
+    "--size",
+    type=SIZES,
+    help="Input height and width, in pixels; of a segmenter also least:usual:largest, like 256:512:1024.",
+)
+@click.option(
+    "--batch",
+    type=BATCH,
+    default="1:1:8",
+    show_default=True,
+    help="Of an engine: least:usual:largest number of images at once; one number N means 1:N:N.",
+)
+@click.option("--defer", is_flag=True, help="Build no engine here: the device does, by `zoo build` or on first use.")
+@click.option("--tf32", is_flag=True, help="Of a TensorRT engine: let float32 products round their operands to TF32.")
 @build_option
 @click.option("--dynamic-size", is_flag=True, help="Of a segmenter: leave height and width open, for `zoo run --tile`.")
 @click.option(
@@ -61,6 +132,21 @@ __all__ = ["command"]
 @click.option(
     "--calibration", type=click.IntRange(1), default=128, show_default=True, help="Images that int8 is calibrated on."
 )
+@click.option(
+    "--calibrator",
+    type=click.Choice(["auto", "minmax", "mean", "entropy", "percentile"]),
+    default="auto",
+    show_default=True,
+    help="How int8 ranges are chosen.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 100),
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="Of mixed: how much accuracy the plan may cost, on training images held out for the search.",
+)
 @click.option("--max-samples", type=click.IntRange(1), help="Judge at most so many validation images.  [default: all]")
 @click.option(
     "--val-share",
@@ -74,11 +160,15 @@ __all__ = ["command"]
 def command(
     source: str,
     to: str,
+    trt: bool,
     precision: str,
     data: Path | None,
     out: Path | None,
     weights: str,
-    size: int | tuple[int, int] | None,
+    size: Sizes | None,
+    batch: tuple[int, int, int],
+    defer: bool,
+    tf32: bool,
     build: tuple[str, ...],
     dynamic_size: bool,
     nms: str,
@@ -86,6 +176,8 @@ def command(
     max_drop: float | None,
     waive: str,
     calibration: int,
+    calibrator: str,
+    budget: float,
     max_samples: int | None,
     val_share: float | None,
     split_seed: int | None,
@@ -99,17 +191,32 @@ def command(
     of the bundle and the exit code is 1. int8 is calibrated on the training split; layers that cost too much
     accuracy go back to float by themselves.
 
+    For TensorRT the precision is written into the graph, which is linted and, where a library is at hand, built:
+    TensorRT on a machine with a GPU, TensorRT-RTX on any x86-64 Linux. Without either, --defer leaves it to the device.
+
     \b
     Examples:
       zoo export runs/photos --precision fp32,int8 --data photos/ --out photos-bundle
       zoo export mobilenet                      pretrained, no data at hand
       zoo export runs/photos --data photos/ --precision int8 --max-drop 1
+      zoo export resnet --trt --precision fp16 --batch 1:4:16
+      zoo export runs/photos --data photos/ --to onnx,tensorrt:10.3 --precision int8 --defer
     """
-    from .plan import make_plans, runtime_for
+    from .plan import make_plans
 
-    precisions = tuple(p.strip() for p in precision.split(",") if p.strip())
-    make_plans(to, precisions)  # what is misspelt or missing is said before torch is imported
-    runtime_for(to)
+    precisions, targets = _words(precision), _words(to)
+    if trt:
+        given = click.get_current_context().get_parameter_source("to") != click.core.ParameterSource.DEFAULT
+        targets = (*targets, "tensorrt") if given else ("tensorrt",)
+    # what is misspelt or missing is said before torch is imported
+    plans = make_plans(targets, precisions)
+    if not defer:
+        _say_builders([plan.target for plan in plans if plan.format == "tensorrt"])
+    shape, sizes = size or Sizes(), None
+    if shape.range:
+        sizes, dynamic_size = shape.range, True
+    elif dynamic_size and any(plan.format == "tensorrt" for plan in plans):
+        raise ExportError("--dynamic-size for TensorRT needs the sizes: --size least:usual:largest, like 256:512:1024")
     from .pipeline import ExportGateFailed, Request, export_bundle
 
     if waive and not waive.strip():
@@ -120,11 +227,15 @@ def command(
             Request(
                 source=source,
                 out=place,
-                to=to,
+                to=targets,
                 precisions=precisions,
                 data=data,
                 weights=weights,
-                size=size,
+                size=shape.usual,
+                sizes=sizes,
+                batch=batch,
+                defer=defer,
+                tf32=tf32,
                 build=parse_options(build),
                 dynamic_size=dynamic_size,
                 nms=nms,
@@ -136,6 +247,8 @@ def command(
                 split_seed=split_seed,
                 threads=threads,
                 calibration=calibration,
+                calibrator="" if calibrator == "auto" else calibrator,
+                budget=budget / 100,
                 max_samples=max_samples,
             ),
             progress=progress,
@@ -145,6 +258,21 @@ def command(
         _show(error.outcome, data, as_json)
         raise
     _show(outcome, data, as_json)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _say_builders(targets: Sequence[str]) -> None:
+    """Who builds the engines here. Raises MissingPart before any slow work where nobody can."""
+    if not targets:
+        return
+    from .tensorrt.exporting import find_builder
+    from .tensorrt.targets import parse_target
+
+    for says in dict.fromkeys(find_builder(parse_target(target)).says for target in targets):
+        note(says)
 
 
 def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
@@ -163,6 +291,8 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
         )
         return
     rows = []
+    found = {gate for artifact in outcome.report.artifacts for gate in artifact.gates()}
+    shown = ("numbers", "accuracy", "latency", *(gate for gate in ("lint", "precision", "build") if gate in found))
     for artifact in outcome.report.artifacts:
         facts = _facts(outcome, artifact)
         gates = artifact.gates()
@@ -170,13 +300,13 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
             (
                 artifact.name,
                 f"{artifact.bytes / 1e6:.2f}",
-                *(gates.get(gate, "-") for gate in ("numbers", "accuracy", "latency")),
+                *(gates.get(gate, "-") for gate in shown),
                 f"{facts['times_faster']:.1f}x" if facts["times_faster"] else "-",
                 facts["status"],
             )
         )
     click.echo(f"\nagainst {outcome.report.reference}, on {outcome.report.samples}")
-    click.echo(table(rows, ("artefact", "MB", "numbers", "accuracy", "latency", "faster", "status")))
+    click.echo(table(rows, ("artefact", "MB", *shown, "faster", "status")))
     for artifact in outcome.report.artifacts:
         for finding in artifact.findings:
             if finding.verdict != "not judged":
@@ -186,6 +316,8 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
         bundle = shlex.quote(str(outcome.bundle))
         click.echo(f"bundle: {outcome.bundle} (default: {outcome.manifest['default']})\nnext:")
         click.echo(f"  zoo run {bundle} photo.jpg")
+        if any(entry["format"] == "tensorrt" for entry in outcome.manifest["artifacts"]):
+            click.echo(f"  zoo build {bundle}     on the device")
         click.echo(f"  zoo verify {bundle}" + (f" --data {shlex.quote(str(data))}" if data else ""))
         click.echo(f"  zoo pack {bundle}")
 

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from zoo import __version__
-from zoo.artifacts import Artifact, Calibration
+from zoo.artifacts import Artifact, Calibration, Judge
 from zoo.bundle import MANIFEST, SCHEMA, open_bundle, validate
 from zoo.data import Dataset, audit, division, open_data
 from zoo.errors import DataError, ExportError, GateFailed, ImageError, ZooError
 from zoo.files import dump_json, new_folder, sha256_file
-from zoo.inputs import Source, preprocess, preprocess_batch
+from zoo.inputs import Source, preprocess, read_image
 from zoo.machine import machine, versions
 from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
 from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches
@@ -30,13 +30,16 @@ from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
 from zoo.parity.verify import LATENCY_TENSORS, bounds
 from zoo.registry import get_registry
-from zoo.runtime.session import Session
-from zoo.specs import Architecture, ImageInput, Runtime
+from zoo.runtime.session import Session, stands_in
+from zoo.specs import Architecture, ImageInput
+from zoo.tasks import TaskHalf
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES
-from .plan import Plan, make_plans, runtime_for
+from .plan import Plan, make_plans
+from .precision.auditing import audit as audit_calibration
+from .precision.casts import twin
 
 __all__ = ["ExportGateFailed", "Outcome", "Request", "export_bundle"]
 
@@ -45,6 +48,8 @@ CACHE_BYTES = 512 << 20
 """Preprocessed images up to this size are kept, so that each is decoded once; beyond it they are made again."""
 STORED_SAMPLES = 2000
 """How many per-sample reference results travel in the bundle."""
+SEARCH_IMAGES = 256
+"""Training images that a plan of mixed precisions is searched on, beside those that it is calibrated on."""
 GOLDEN_IMAGES = 5
 GOLDEN_BYTES = 2 << 20
 """Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
@@ -63,7 +68,8 @@ class Request:
     source: str
     """Checkpoint folder, run folder, or architecture name."""
     out: Path
-    to: str = "onnx"
+    to: tuple[str, ...] = ("onnx",)
+    """Targets: ``onnx``, ``tensorrt``, ``tensorrt:10.3``, ``tensorrt-rtx``."""
     precisions: tuple[str, ...] = ("fp32",)
     data: Path | None = None
     weights: str = "pretrained"
@@ -73,6 +79,14 @@ class Request:
     """Keyword arguments of the architecture's ``build``."""
     dynamic_size: bool = False
     """Height and width of the graph's input are left open (for tiles and for images as they are)."""
+    sizes: tuple[tuple[int, int], ...] | None = None
+    """Least, usual and largest (height, width) of an engine whose graph leaves them open."""
+    batch: tuple[int, int, int] = (1, 1, 8)
+    """Least, usual and largest number of images that an engine takes at once."""
+    defer: bool = False
+    """Build no engine here: the device does."""
+    tf32: bool = False
+    """Whether an engine may round the operands of float32 products to 10 bits of mantissa."""
     nms: str = "host"
     """Where a detector's candidates are suppressed: on the ``host``, or in the ``graph``."""
     max_drop: float | None = None
@@ -84,6 +98,10 @@ class Request:
     split_seed: int | None = None
     threads: int | None = None
     calibration: int = 128
+    calibrator: str = ""
+    """How int8 ranges are chosen; empty: as the precision pass thinks best."""
+    budget: float = 0.005
+    """Mean loss of the task's score that a mixed plan may cost, as a share of 1."""
     max_samples: int | None = None
     """At most so many validation images are judged; None for all."""
 
@@ -102,10 +120,16 @@ class Outcome:
 class _Made:
     """One artefact, and what was found about it."""
 
+    plan: Plan
     artifact: Artifact
     session: Session
     report: ArtifactReport
     flips: list[Flip] = field(default_factory=list)
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether ONNX Runtime executed a graph that is meant for another library."""
+        return stands_in(self.artifact.format, self.session)
 
 
 @dataclass(kw_only=True)
@@ -162,7 +186,6 @@ def export_bundle(
     """
     show = progress or (lambda label, total: nullcontext(lambda done: None))
     plans = make_plans(request.to, request.precisions)
-    runtime = runtime_for(request.to)
     threads = request.threads or torch.get_num_threads()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -200,8 +223,8 @@ def export_bundle(
                     folder=folder,
                     work=work,
                     basis=basis,
-                    runtime=runtime,
                     threads=threads,
+                    show=show,
                     note=note,
                 )
                 made = [maker.make(plan) for plan in plans]
@@ -209,8 +232,6 @@ def export_bundle(
                     note(f"warning: {text}")
                     statements.append(text)
                 statements += maker.statements
-                if (work / MODULES).exists() and not (folder / MODULES).exists():
-                    shutil.copy(work / MODULES, folder / MODULES)
             outcome = _finish(request, model, reference, basis, made, statements, folder)
             if outcome.bundle is None:
                 # nothing may be left at --out: the report goes beside it
@@ -324,7 +345,8 @@ def _basis(
     )
     calibration = None
     if request.precisions != ("fp32",):
-        calibration = _calibration(request, spec, train)
+        judged = frozenset(s.digest() for s in dataset) if dataset is not None else frozenset()
+        calibration = _calibration(request, model, train, judged, samples.half, torch_ref, note)
     return _Basis(
         images=images, batches=batches, samples=samples, reference=reference, dataset=dataset, calibration=calibration
     )
@@ -374,23 +396,70 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
     return train, val
 
 
-def _calibration(request: Request, spec: ImageInput, train: Dataset | None) -> Calibration:
+def _calibration(
+    request: Request,
+    model: Model,
+    train: Dataset | None,
+    judged: Collection[str],
+    half: TaskHalf,
+    torch_ref: TorchReference,
+    note: Callable[[str], None],
+) -> Calibration:
+    """Images to calibrate on, and others that a plan of mixed precisions is searched on: none of them is judged."""
+    spec = model.input
+    wanted = request.calibration
+    searched = SEARCH_IMAGES if "mixed" in request.precisions else 0
     if train is None:
-        images = list(_made_images(spec, min(request.calibration, 64), seed=2))
-        return Calibration(
-            tensors=preprocess_batch(images, spec), source=f"{len(images)} made images of natural statistics"
-        )
-    tensors: list[np.ndarray] = []
-    for index in np.random.default_rng(CALIBRATION_SEED).permutation(len(train)).tolist():
-        with contextlib.suppress(ImageError):  # a damaged training image is no reason to stop; others take its place
-            tensors.append(preprocess(train[index].image, spec, train[index].id))
-        if len(tensors) == request.calibration:
-            break
-    if not tensors:
-        raise DataError(
-            f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated"
-        )
-    return Calibration(tensors=np.stack(tensors), source=f"{len(tensors)} images of the {train.source}")
+        images: list[Source] = list(_made_images(spec, min(wanted, 64) + min(searched, 64), seed=2))
+        wanted, targets, origin = min(wanted, 64), None, "made images of natural statistics"
+        indices = list(range(len(images)))
+    else:
+        if searched:
+            wanted = min(wanted, max(1, len(train) // 2))
+        indices, images = [], []
+        for index in np.random.default_rng(CALIBRATION_SEED).permutation(len(train)).tolist():
+            with contextlib.suppress(
+                ImageError
+            ):  # a damaged training image is no reason to stop; others take its place
+                read_image(train[index].image, spec, train[index].id)
+                indices.append(index)
+                images.append(train[index].image)
+            if len(images) == wanted + searched:
+                break
+        if not images:
+            raise DataError(
+                f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated"
+            )
+        targets, origin = [train[i].target for i in indices], f"images of the {train.source}"
+    tensors = np.stack([preprocess(image, spec) for image in images[:wanted]])
+    concerns = audit_calibration(
+        tensors,
+        targets=targets[: len(tensors)] if targets is not None else None,
+        labels=model.labels,
+        digests=[train[i].digest() for i in indices[:wanted]] if train is not None else (),
+        judged_digests=judged,
+    )
+    for concern in concerns:
+        note(f"calibration: {concern.message}")
+    judge: Judge | None = None
+    if images[wanted:]:
+        batches = Batches(images[wanted:], spec)
+        known = observe(torch_ref.run, batches, half, model.labels).results if targets is None else ()
+
+        def judge(run: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> np.ndarray:
+            results = observe(run, batches, half, model.labels).results
+            if targets is None:
+                return np.asarray(half.same_answer(results, known), np.float64)
+            return half.sample_scores(results, targets[wanted:])
+
+    return Calibration(
+        tensors=tensors,
+        source=f"{len(tensors)} {origin}",
+        concerns=tuple(c.to_dict() for c in concerns),
+        method=request.calibrator,
+        judge=judge,
+        budget=request.budget,
+    )
 
 
 def _exact(reference: TorchReference, tensors: np.ndarray, note: Callable[[str], None]) -> dict[str, np.ndarray] | None:
@@ -405,6 +474,8 @@ def _need_task(request: Request, model: Model) -> None:
     """Raises ExportError where an option means nothing to the network's task."""
     if request.nms == "graph" and model.task.name != "detect":
         raise ExportError(f"--nms graph is for detectors; {model.architecture.name} is for task {model.task.name}")
+    if request.nms == "graph" and request.to != ("onnx",):
+        raise ExportError("--nms graph goes with --to onnx alone: TensorRT-RTX has no NMS, and the host's takes 0.5 ms")
     if request.dynamic_size and model.task.name != "segment":
         raise ExportError(
             f"--dynamic-size is for segmenters; {model.architecture.name} (task {model.task.name}) is exported for one size"
@@ -452,8 +523,8 @@ class _Maker:
     work: Path
     """Where everything on the way is written."""
     basis: _Basis
-    runtime: Runtime
     threads: int
+    show: Progress
     note: Callable[[str], None]
     statements: list[str] = field(default_factory=list)
     """What a reader of the report must not miss."""
@@ -461,20 +532,64 @@ class _Maker:
     """By exporter's name, what it made: int8 starts from the very file that is the fp32 artefact."""
 
     def make(self, plan: Plan) -> _Made:
-        self.note(f"{plan.precision}: making and judging it")
+        self.note(f"{plan.name}: making and judging it")
         base = self.source
         for exporter in plan.before:
             last = plan.convert is None and exporter is plan.before[-1]
-            if last or exporter.name not in self._done:
+            if exporter.name not in self._done:
                 place = self.folder if last and self.request.nms == "host" else self.work
                 file = place / f"model.{base.precision}.{exporter.writes}"
-                options = {"dynamic_size": True} if self.request.dynamic_size and exporter.reads == "torch" else {}
-                self._done[exporter.name] = exporter.resolve()(base, file, options)
+                self._done[exporter.name] = exporter.resolve()(base, file, self._options(plan))
+                for other in (self.work, self.folder):
+                    if (place / MODULES).exists() and other != place:
+                        shutil.copy(place / MODULES, other / MODULES)
             base = self._done[exporter.name]
         if plan.convert is None:
-            return self._judge(base)
-        assert self.basis.calibration is not None
-        return self._quantise(plan, plan.convert.resolve(), base, self.basis.calibration)
+            made = self._judge(plan, base)
+        else:
+            assert self.basis.calibration is not None
+            made = self._quantise(plan, plan.convert.resolve(), base, self.basis.calibration)
+        return self._complete(plan, made)
+
+    def _options(self, plan: Plan) -> dict[str, Any]:
+        """What every exporter is told; each takes what concerns it."""
+        request = self.request
+        return {
+            "dynamic_size": request.dynamic_size,
+            "target": plan.target,
+            "batch": request.batch,
+            "sizes": request.sizes,
+            "tf32": request.tf32,
+            "defer": request.defer,
+            "progress": self.note,
+        }
+
+    def _complete(self, plan: Plan, made: _Made) -> _Made:
+        """Have the last exporter do what is slow and done once, which for TensorRT is to build the engine.
+
+        Where the engine itself is judged it was built before (:meth:`_judge`).
+        """
+        exporter = [*plan.before, *plan.after][-1].resolve()
+        if not hasattr(exporter, "complete") or not made.stand_in:
+            return made
+        if made.report.verdict == FAIL and not self.request.waive:
+            return made
+        self._say_stand_in(plan, made)
+        artifact: Artifact = exporter.complete(made.artifact, self._options(plan))
+        findings = [*made.report.findings, *artifact.findings[len(made.artifact.findings) :]]
+        failed = any(f.verdict == FAIL for f in findings)
+        report = replace(
+            made.report, findings=findings, notes=artifact.notes, waived=self.request.waive if failed else ""
+        )
+        return replace(made, artifact=artifact, report=report)
+
+    def _say_stand_in(self, plan: Plan, made: _Made) -> None:
+        text = (
+            f"{plan.format}: ONNX Runtime executed the very graphs that engines are built of, on the CPU. Numbers and accuracy "
+            "are those of the graphs; an engine is verified where it runs (`zoo build`, then `zoo verify`)."
+        )
+        if text not in self.statements:
+            self.statements.append(text)
 
     def _quantise(
         self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
@@ -483,19 +598,18 @@ class _Maker:
 
         A pass takes part in this by offering ``sensitivity(artifact, calibration)``: its layers, the worst first.
         """
-        made = self._judge(self._convert(plan, convert, base, calibration))
+        made = self._judge(plan, self._convert(plan, convert, base, calibration))
         if not hasattr(convert, "sensitivity") or not _hurt(made):
             return made
-        self.note(f"{plan.precision}: too much is lost; looking for the layers that hurt most")
+        self.note(f"{plan.name}: too much is lost; looking for the layers that hurt most")
         ranked = convert.sensitivity(base, calibration)
         kept: list[Any] = []
         for turn in range(FALLBACK_ROUNDS):
             if 2**turn >= len(ranked):
                 break
             kept = ranked[: 2**turn]
-            made = self._judge(
-                self._convert(plan, convert, base, replace(calibration, keep_float=tuple(s.node for s in kept)))
-            )
+            again = replace(calibration, keep_float=tuple(s.node for s in kept))
+            made = self._judge(plan, self._convert(plan, convert, base, again))
             if not _hurt(made):
                 break
         if kept:
@@ -508,7 +622,7 @@ class _Maker:
             shown = ", ".join(str(w["layer"]) for w in worst[:6]) + (", …" if len(worst) > 6 else "")
             count = f"{len(worst)} layer{'s' if len(worst) > 1 else ''}"
             self.statements.append(
-                f"{plan.precision}: {count} went back to float, because it lost too much without: {shown}."
+                f"{plan.name}: {count} went back to float, because it lost too much without: {shown}."
             )
             self.note(self.statements[-1])
         return made
@@ -520,42 +634,45 @@ class _Maker:
         found = convert(base, place / f"model.{plan.precision}.{base.format}", calibration)
         for exporter in plan.after:
             place = self.folder if exporter is plan.after[-1] else self.work
-            found = exporter.resolve()(found, place / f"model.{plan.precision}.{exporter.writes}", {})
+            found = exporter.resolve()(found, place / f"model.{plan.precision}.{exporter.writes}", self._options(plan))
         return found
 
-    def _judge(self, artifact: Artifact) -> _Made:
+    def _judge(self, plan: Plan, artifact: Artifact) -> _Made:
         basis = self.basis
-        assert artifact.path is not None
+        runtime = plan.choice.runtime
+        if artifact.build and not runtime.name.startswith("onnxruntime"):
+            artifact = [*plan.before, *plan.after][-1].resolve().complete(artifact, self._options(plan))
         if self.request.nms == "graph":
             from .nms import embed
 
-            artifact = embed(artifact, self.folder / artifact.path.name, **basis.samples.half.settings)
-        path = artifact.path
-        assert path is not None
-        session: Session = self.runtime.resolve()(path, threads=self.threads)
+            artifact = embed(artifact, self.folder / _files(artifact)[0].name, **basis.samples.half.settings)
+        path, *engines = _files(artifact)
+        session: Session = runtime.resolve()(
+            twin(artifact) or path, threads=self.threads, recipe=artifact.build, engines=engines
+        )
         try:
             seen = observe(session.run, basis.batches, basis.samples.half, basis.samples.labels)
         except Exception as error:  # each runtime has exceptions of its own
-            raise ExportError(
-                f"the {artifact.precision} artefact does not run in {self.runtime.name}: {_line(error)}"
-            ) from error
+            raise ExportError(f"artefact {plan.name} does not run in {runtime.name}: {_line(error)}") from error
         candidate = Candidate(
-            name=artifact.precision,
+            name=plan.name,
             precision=artifact.precision,
             outputs=seen.outputs,
             results=seen.results,
-            call=session.run,
+            # the time of another library's kernels says nothing of the engine's
+            call=None if stands_in(artifact.format, session) else session.run,
             device=session.device,
             tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
         )
-        findings = get_registry().verify(candidate, basis.reference, basis.samples)
+        findings = [*get_registry().verify(candidate, basis.reference, basis.samples), *artifact.findings]
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
+            plan=plan,
             artifact=artifact,
             session=session,
             flips=find_flips(candidate, basis.reference, basis.samples, basis.images, artifact.input),
             report=ArtifactReport(
-                name=artifact.precision,
+                name=plan.name,
                 precision=artifact.precision,
                 format=artifact.format,
                 findings=findings,
@@ -602,9 +719,9 @@ def _finish(
         statements=statements,
     )
     kept = [m for m in made if m.report.verdict != FAIL or m.report.waived]
-    for one in made:
-        if one not in kept and one.artifact.path is not None:
-            one.artifact.path.unlink()
+    wanted = {path for one in kept for path in _files(one.artifact)}
+    for path in {path for one in made for path in _files(one.artifact)} - wanted:
+        path.unlink()
     if not kept:
         return Outcome(bundle=None, report=report, report_path=request.out, manifest={})
     golden = make_golden(
@@ -631,6 +748,11 @@ def _finish(
     if broken:
         raise GateFailed(f"the finished bundle fails its own self-test at {broken[-1].stage}: {broken[-1].message}")
     return Outcome(bundle=request.out, report=report, report_path=request.out / "report.html", manifest=manifest)
+
+
+def _files(artifact: Artifact) -> list[Path]:
+    assert artifact.path is not None
+    return [artifact.path, *(artifact.path.with_name(engine["file"]) for engine in artifact.build.get("engines", ()))]
 
 
 def _golden_images(basis: _Basis) -> list[tuple[str, Source]]:
@@ -673,9 +795,13 @@ def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> 
     )
 
 
-def _status(report: ArtifactReport) -> str:
-    """``verified`` only where every gate passed; everything else was built and is not more than that."""
-    return "verified" if report.findings and all(f.verdict == PASS for f in report.findings) else "built"
+def _status(made: _Made) -> str:
+    """``verified`` only where every gate passed on what runs on the device; a graph that an engine is yet to be built of
+    is ``prepared``; everything else was built and is not more than that."""
+    if made.stand_in:
+        return "built" if made.artifact.build.get("engines") else "prepared"
+    findings = made.report.findings
+    return "verified" if findings and all(f.verdict == PASS for f in findings) else "built"
 
 
 def _manifest(
@@ -692,7 +818,7 @@ def _manifest(
     artifacts = []
     for one in kept:
         assert one.artifact.path is not None
-        status = _status(one.report)
+        status = _status(one)
         artifacts.append(
             {
                 "name": one.report.name,
@@ -703,6 +829,7 @@ def _manifest(
                 "verified_on": one.session.device if status == "verified" else "",
                 "gates": one.report.gates(),
                 "notes": dict(one.artifact.notes),
+                **({"build": dict(one.artifact.build)} if one.artifact.build else {}),
             }
         )
     data = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Session"]
+__all__ = ["Session", "stands_in"]
 
 
 class Session(Protocol):
@@ -25,3 +25,9 @@ class Session(Protocol):
     def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """(N, C, H, W) float32 to the named outputs (all by default). The caller owns what comes back."""
         ...
+
+
+def stands_in(format: str, session: Session) -> bool:
+    """Whether ONNX Runtime's CPU executes a graph that is meant for another library: its numbers are the graph's own,
+    its time says nothing."""
+    return format != "onnx" and session.runtime == "onnxruntime"
