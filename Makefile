@@ -10,12 +10,13 @@ READY  := $(VENV)/.ready
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint lock bench clean
+.PHONY: help setup demo test test-fast test-gpu lint lock bench clean
 
 help:
 	@echo "make demo       fine-tune, export, verify and run a network on handwritten digits"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that take less than 20 seconds each"
+	@echo "make test-gpu   the tests that need an NVIDIA GPU and TensorRT"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the side-by-side measurements of benchmarks/"
 	@echo "make lock       resolve the dependencies anew into requirements.lock"
@@ -38,6 +39,10 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# TensorRT itself is the machine's own: pip install tensorrt, or JetPack's
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -323,6 +323,13 @@ def validate(manifest: Any, path: Path | str = MANIFEST) -> None:
         need(a["status"] in _STATUSES, f"artefact {a['name']}: status is not one of {', '.join(_STATUSES)}")
         need(a["name"] not in names, f"two artefacts are named {a['name']}")
         need(isinstance(a.get("build", {}), dict), f"artefact {a['name']}: build is not an object")
+        engines = a.get("build", {}).get("engines", [])
+        need(isinstance(engines, list), f"artefact {a['name']}: build.engines is not a list")
+        for engine in engines:
+            need(
+                isinstance(engine, dict) and engine.get("file") in manifest["files"],
+                f"artefact {a['name']}: an engine of it is not listed in files",
+            )
         names.add(a["name"])
     need(manifest["default"] in names, f"default '{manifest['default']}' is not an artefact")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from zoo.errors import ExportError
+from zoo.errors import ExportError, UnknownName
 from zoo.registry import get_registry
 from zoo.runtime.choosing import Choice, choose
 from zoo.runtime.tensorrt.api import TITLES
@@ -82,9 +82,11 @@ def _plan(target: str, format: str, precision: str) -> Plan:
         return Plan(target=target, format=format, precision=precision, before=chain, convert=None, after=())
     formats = ["torch", *(exporter.writes for exporter in chain)]
     # the pass nearest to the target knows the target's wishes best; among those, the one that is meant for it alone
-    passes = [p for p in registry.specs(Precision) if p.precision == precision and p.target in ("", format)]
-    reads = {p.reads for p in passes}
-    at = max((i for i, name in enumerate(formats) if name in reads), default=len(formats) - 1)
+    passes = [p for p in registry.specs(Precision) if p.target in ("", format) and p.reads in formats]
+    places = [formats.index(p.reads) for p in passes if p.precision == precision]
+    if not places:
+        raise UnknownName(f"precision of {format}", precision, {"fp32", *(p.precision for p in passes)})
+    at = max(places)
     spec = registry.precision(precision, formats[at], format)
     if absent(spec):
         raise missing_part(spec)

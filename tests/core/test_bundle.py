@@ -122,6 +122,13 @@ def test_not_a_network_though_the_hash_is_right(tiny_bundle: Path) -> None:
         (lambda m: m["artifacts"][0].update(file="other"), "file other is not listed"),
         (lambda m: m["artifacts"][0].update(status="great"), "status is not one of"),
         (lambda m: m["artifacts"][0].pop("format"), "lacks name, format"),
+        (lambda m: m["artifacts"][0].update(build=[]), "build is not an object"),
+        (lambda m: m["artifacts"][0].update(build={"engines": {}}), "build.engines is not a list"),
+        (
+            lambda m: m["artifacts"][0].update(build={"engines": [{"file": "/etc/passwd"}]}),
+            "engine of it is not listed",
+        ),
+        (lambda m: m["artifacts"][0].update(build={"engines": ["model"]}), "engine of it is not listed"),
         (lambda m: m["input"].update(height=-1), "input: ImageInput: height"),
         (lambda m: m["input"].update(colour="RGB"), "input: "),
         (lambda m: m["input"].update(mean="abc"), "input: "),

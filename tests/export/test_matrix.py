@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from zoo.artifacts import Artifact
-from zoo.parity import Candidate, Reference, Samples
+from zoo.parity import FAIL, Candidate, Reference, Samples
 from zoo.parity.gates import numbers
 from zoo.parity.verify import bounds
 from zoo.registry import get_registry
 from zoo.runtime.ort import open_session
 from zoo.specs import Architecture, ImageInput, Task
+from zoo.testing import build_for_tensorrt
 from zoo.testing.signal import carries_signal, give_signal, probe
 from zoo.train.classify import ClassifyTrainer
 from zoo_export.onnx_export import export
@@ -120,6 +121,15 @@ def test_onnx_equals_pytorch_at_any_batch(exported: Exported) -> None:
     parts = [session.run(tensors[:1]), session.run(tensors[1:4]), session.run(tensors[4:])]
     finding = judge(exported, {name: np.concatenate([p[name] for p in parts]) for name in session.output_names})
     assert finding, finding.message
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_takes_it(exported: Exported, precision: str, tmp_path: Path) -> None:
+    made = Artifact(
+        format="onnx", precision="fp32", input=exported.spec, task=exported.samples.task, path=exported.path
+    )
+    found = build_for_tensorrt(made, precision, exported.samples.tensors, tmp_path)
+    assert not [f.message for f in found.findings if f.verdict == FAIL]
 
 
 def test_runs_without_torch(exported: Exported, tmp_path: Path) -> None:

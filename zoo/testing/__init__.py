@@ -11,7 +11,7 @@ import pytest
 # before the import, so that a failing assertion of the kit shows its values
 pytest.register_assert_rewrite("zoo.testing.architectures")
 
-from .architectures import ArchitectureTests  # noqa: E402
+from .architectures import ArchitectureTests, build_for_tensorrt  # noqa: E402
 from .signal import carries_signal, give_signal, probe  # noqa: E402
 
-__all__ = ["ArchitectureTests", "carries_signal", "give_signal", "probe"]
+__all__ = ["ArchitectureTests", "build_for_tensorrt", "carries_signal", "give_signal", "probe"]

@@ -15,17 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from ..artifacts import Artifact
+from ..artifacts import Artifact, Calibration
 from ..discovery import find_entry_points
 from ..hookspecs import GROUP
 from ..inputs import frame
-from ..parity import Candidate, Reference, Samples
+from ..parity import FAIL, Candidate, Reference, Samples
 from ..registry import get_registry
+from ..runtime.tensorrt.api import find
 from ..specs import Architecture, Exporter, ImageInput, Runtime, Task, absent, resolve
 from ..tasks import TaskHalf
 from .signal import carries_signal, give_signal, probe
 
-__all__ = ["ArchitectureTests"]
+__all__ = ["ArchitectureTests", "build_for_tensorrt"]
 
 
 class ArchitectureTests:
@@ -38,10 +39,26 @@ class ArchitectureTests:
     name: ClassVar[str]
     size: ClassVar[int | None] = None
     options: ClassVar[Mapping[str, Any]] = {}
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Precisions that TensorRT cannot have this network in, and words of the reason: ``{"int8": "no layer"}``."""
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def record(self) -> Architecture:
         return get_registry().get(Architecture, self.name)
+
+    @pytest.fixture(scope="class")
+    def exported(self, record: Architecture, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Artifact]:
+        """The deployed network with weights that carry signal, and its ONNX artefact."""
+        exporters = [e for e in get_registry().specs(Exporter) if e.writes == "onnx"]
+        runtimes = [r for r in get_registry().runtimes("onnx") if not absent(r)]
+        if not exporters or absent(exporters[0]) or not runtimes:
+            pytest.skip("needs an ONNX exporter and a runtime: pip install 'edgezoo[edge,export]'")
+        task = get_registry().get(Task, record.task)
+        spec = self._spec(record)
+        network = give_signal(self.build(record, 10, spec.channels), spec)
+        module = resolve(task.trainer, f"task '{task.name}'")().deployable(network).eval()
+        source = Artifact(format="torch", precision="fp32", input=spec, task=task, module=module)
+        return module, exporters[0].resolve()(source, tmp_path_factory.mktemp("kit") / "model.fp32.onnx", {})
 
     def build(self, record: Architecture, classes: int, channels: int, **options: Any) -> nn.Module:
         """The network with seeded random weights, in eval mode."""
@@ -167,19 +184,12 @@ class ArchitectureTests:
         network = record.resolve()(num_classes=classes, in_channels=record.input.channels, **record.options)
         assert sum(p.numel() for p in network.parameters()) == record.parameters
 
-    def test_onnx_equals_pytorch(self, record: Architecture, tmp_path: Path) -> None:
+    def test_onnx_equals_pytorch(self, record: Architecture, exported: tuple[Any, Artifact]) -> None:
         """Exported with weights that carry signal; and a layer changed by 1 % must not pass for the same."""
-        exporters = [e for e in get_registry().specs(Exporter) if e.writes == "onnx"]
-        runtimes = [r for r in get_registry().runtimes("onnx") if not absent(r)]
-        if not exporters or absent(exporters[0]) or not runtimes:
-            pytest.skip("needs an ONNX exporter and a runtime: pip install 'edgezoo[edge,export]'")
-        task = get_registry().get(Task, record.task)
-        spec = self._spec(record)
-        network = give_signal(self.build(record, 10, spec.channels), spec)
-        deployable = resolve(task.trainer, f"task '{task.name}'")().deployable(network).eval()
-        source = Artifact(format="torch", precision="fp32", input=spec, task=task, module=deployable)
-        made = exporters[0].resolve()(source, tmp_path / "model.onnx", {})
-        session = _runtime(runtimes[0])(made.path, threads=1)
+        deployable, made = exported
+        task, spec = made.task, made.input
+        assert made.path is not None
+        session = get_registry().get(Runtime, "onnxruntime").resolve()(made.path, threads=1)
         tensors = self.images(record, 6)
         expected = _run(deployable, tensors, task)
         half = task.resolve()()
@@ -212,6 +222,22 @@ class ArchitectureTests:
             weights[len(weights) // 2].mul_(1.01)
         assert not judge(_run(broken, tensors, task)), "a layer changed by 1 % was not noticed"
 
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    def test_tensorrt_takes_it(
+        self, record: Architecture, exported: tuple[Any, Artifact], precision: str, tmp_path: Path
+    ) -> None:
+        """Linted, parsed and built for real by TensorRT-RTX, which needs no GPU; every layer has the type that was asked
+        for or is named as kept; ONNX Runtime executes the very graph."""
+        _, made = exported
+        found = build_for_tensorrt(made, precision, self.images(record, 8).numpy(), tmp_path)
+        failed = [f.message for f in found.findings if f.verdict == FAIL]
+        if precision in self.refused:
+            assert any(self.refused[precision] in message for message in failed), (
+                f"{precision} is listed as refused, but: {failed or 'it was built'}"
+            )
+            return
+        assert not failed, failed
+
     def _runs_without_torch(
         self, record: Architecture, path: Path, tensors: np.ndarray, spec: ImageInput, session: Any, half: TaskHalf
     ) -> None:
@@ -242,8 +268,37 @@ class ArchitectureTests:
         return record.input.with_size(self.size) if self.size else record.input
 
 
-def _runtime(spec: Runtime) -> Any:
-    return spec.resolve()
+def build_for_tensorrt(made: Artifact, precision: str, images: np.ndarray, folder: Path) -> Artifact:
+    """An fp32 ONNX artefact in ``precision``, linted, parsed and built by TensorRT-RTX: which needs no GPU for it.
+
+    ``images`` (N, C, H, W) float32 calibrate. Where nothing was refused, asserts that an engine is there, that at least
+    half of the layers are in that precision, and that ONNX Runtime executes the graph. Skips without TensorRT-RTX.
+    """
+    registry = get_registry()
+    exporters = [e for e in registry.specs(Exporter) if e.writes == "tensorrt"]
+    if not exporters or find("tensorrt-rtx") is None:
+        pytest.skip("needs TensorRT-RTX, whose parser and builder are asked: pip install tensorrt-rtx")
+    exporter = exporters[0].resolve()
+    if precision != "fp32":
+        convert = registry.precision(precision, "onnx", "tensorrt").resolve()
+        calibration = Calibration(tensors=images, source=f"{len(images)} made images")
+        made = convert(made, folder / f"model.{precision}.onnx", calibration)
+    options = {"target": "tensorrt-rtx", "batch": (1, 1, 2)}
+    found: Artifact = exporter(made, folder / f"model.{precision}.tensorrt", options)
+    if any(f.verdict == FAIL for f in found.findings):
+        return found
+    found = exporter.complete(found, options)
+    if any(f.verdict == FAIL for f in found.findings):
+        return found
+    assert found.path is not None
+    (engine,) = found.build["engines"]
+    assert found.path.with_name(engine["file"]).stat().st_size == engine["bytes"] > 0
+    layers = found.notes["layers"]
+    have = [layer for layer in layers if layer["graph"] == precision]
+    assert len(have) * 2 >= len(layers), f"{len(have)} of {len(layers)} layers are {precision}"
+    outputs = registry.get(Runtime, "onnxruntime").resolve()(found.path, threads=1).run(images[:2])
+    assert all(np.isfinite(outputs[name]).all() for name in found.task.outputs)
+    return found
 
 
 def _run(module: nn.Module, tensors: torch.Tensor, task: Task) -> dict[str, np.ndarray]:
