@@ -31,7 +31,7 @@ from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
 from zoo.parity.verify import LATENCY_TENSORS, bounds
 from zoo.registry import get_registry
 from zoo.runtime.session import Session, stands_in
-from zoo.specs import Architecture, ImageInput
+from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.tasks import TaskHalf
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
 from zoo.train.reference import TorchReference, torch_reference
@@ -648,7 +648,7 @@ class _Maker:
             artifact = embed(artifact, self.folder / _files(artifact)[0].name, **basis.samples.half.settings)
         path, *engines = _files(artifact)
         session: Session = runtime.resolve()(
-            twin(artifact) or path, threads=self.threads, recipe=artifact.build, engines=engines
+            _executable(artifact, runtime) or path, threads=self.threads, recipe=artifact.build, engines=engines
         )
         try:
             seen = observe(session.run, basis.batches, basis.samples.half, basis.samples.labels)
@@ -682,6 +682,11 @@ class _Maker:
                 notes=artifact.notes,
             ),
         )
+
+
+def _executable(artifact: Artifact, runtime: Runtime) -> Path | None:
+    """What ONNX Runtime's CPU executes in the stead of a graph for another library: one that rounds as that will."""
+    return twin(artifact) if artifact.format != "onnx" and runtime.name == "onnxruntime" else None
 
 
 def _hurt(made: _Made) -> bool:

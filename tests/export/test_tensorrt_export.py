@@ -186,7 +186,7 @@ def test_an_interrupted_build_leaves_the_old_bundle(lenet_checkpoint: Path, tmp_
     assert done.returncode == 0, done.stderr
     before = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     slow = (
-        "import time\nimport zoo.runtime.tensorrt.engines as engines\n"
+        "import time\nimport zoo.runtime.tensorrt.building as engines\n"
         "def build_engine(*a, **k):\n    print('BUILDING', flush=True)\n    time.sleep(60)\n"
         "engines.build_engine = build_engine"
     )

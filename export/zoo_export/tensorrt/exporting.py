@@ -135,7 +135,7 @@ class TensorRTExport:
         if options.get("defer"):
             message = "no engine was built (--defer): the device builds it, at `zoo build` or when it is first loaded"
             return replace(artifact, findings=(*artifact.findings, _finding("build", SKIPPED, message)))
-        from zoo.runtime.tensorrt.engines import build_engine
+        from zoo.runtime.tensorrt.building import build_engine
 
         builder = find_builder(parse_target(str(options.get("target") or "tensorrt")))
         engine = artifact.path.with_name(f"model.{artifact.precision}.{builder.flavour}.engine")
