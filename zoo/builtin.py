@@ -95,8 +95,48 @@ TASKS = (CLASSIFY, SEGMENT, DETECT)
 
 RUNTIMES = (
     Runtime(
+        name="tensorrt",
+        summary="NVIDIA TensorRT 8.6 to 11 on a GPU; builds the engine that it runs",
+        load="zoo.runtime.tensorrt.engines:open_tensorrt",
+        probe="zoo.runtime.tensorrt.engines:probe_tensorrt",
+        reads=("tensorrt",),
+        requires=("tensorrt",),
+        priority=50,
+        install="pip install tensorrt (on a Jetson it comes with JetPack)",
+    ),
+    Runtime(
+        name="tensorrt-rtx",
+        summary="NVIDIA TensorRT-RTX on an RTX GPU",
+        load="zoo.runtime.tensorrt.engines:open_rtx",
+        probe="zoo.runtime.tensorrt.engines:probe_rtx",
+        reads=("tensorrt",),
+        requires=("tensorrt_rtx",),
+        priority=40,
+        install="pip install tensorrt-rtx",
+    ),
+    Runtime(
+        name="onnxruntime-tensorrt",
+        summary="ONNX Runtime with its TensorRT provider on a GPU",
+        load="zoo.runtime.ort:open_tensorrt",
+        probe="zoo.runtime.ort:probe_tensorrt",
+        reads=("tensorrt",),
+        requires=("onnxruntime",),
+        priority=30,
+        install="pip install onnxruntime-gpu 'tensorrt<11'",
+    ),
+    Runtime(
+        name="onnxruntime-cuda",
+        summary="ONNX Runtime with its CUDA provider on a GPU",
+        load="zoo.runtime.ort:open_cuda",
+        probe="zoo.runtime.ort:probe_cuda",
+        reads=("tensorrt", "onnx"),
+        requires=("onnxruntime",),
+        priority=20,
+        install="pip install onnxruntime-gpu",
+    ),
+    Runtime(
         name="onnxruntime",
-        summary="ONNX Runtime on the CPU (and on whatever providers its wheel has)",
+        summary="ONNX Runtime on the CPU",
         load="zoo.runtime.ort:open_session",
         reads=("onnx", "tensorrt"),
         requires=("onnxruntime",),
@@ -223,6 +263,12 @@ COMMANDS = (
         name="bench", group="prove", summary="Measure a bundle's latency on this machine", load="zoo.cli.bench:command"
     ),
     Command(name="run", group="run", summary="Run a bundle on images", load="zoo.cli.run:command"),
+    Command(
+        name="build",
+        group="run",
+        summary="Build a bundle's TensorRT engines on this device",
+        load="zoo.cli.build:command",
+    ),
     Command(name="pack", group="run", summary="Make a bundle one .zoo file", load="zoo.cli.pack:command"),
     Command(name="demo", group="find", summary="See the whole path on handwritten digits", load="zoo.cli.demo:command"),
 )

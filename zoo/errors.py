@@ -9,6 +9,7 @@ ZooError                 exit code 2: bad input or a missing part
 ├── CheckpointError      weights or a checkpoint do not fit
 ├── BundleError          a bundle is broken, altered, unsafe or of an unknown schema
 ├── ExportError          a network cannot be turned into the artefact that was asked for
+├── DeviceError          a GPU or its driver refused: absent, out of memory, a call that failed
 ├── PluginError          a plugin broke its contract
 └── GateFailed           exit code 1: a parity gate said no
 """
@@ -21,6 +22,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DataError",
+    "DeviceError",
     "ExportError",
     "GateFailed",
     "ImageError",
@@ -87,6 +89,18 @@ class BundleError(ZooError):
 
 class ExportError(ZooError):
     """A network cannot be turned into the artefact that was asked for."""
+
+
+class DeviceError(ZooError):
+    """A GPU or its driver refused: not there, out of memory, or a call that failed. ``name`` is CUDA's own."""
+
+    def __init__(self, text: str, name: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+
+    @property
+    def out_of_memory(self) -> bool:
+        return self.name == "CUDA_ERROR_OUT_OF_MEMORY"
 
 
 class PluginError(ZooError):

@@ -24,13 +24,13 @@ from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, read_image
 from zoo.machine import machine, versions
 from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
-from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches
+from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches, stand_in
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
 from zoo.parity.verify import LATENCY_TENSORS, bounds
 from zoo.registry import get_registry
-from zoo.runtime.session import Session, stands_in
+from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.tasks import TaskHalf
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
@@ -127,9 +127,9 @@ class _Made:
     flips: list[Flip] = field(default_factory=list)
 
     @property
-    def stand_in(self) -> bool:
-        """Whether ONNX Runtime executed a graph that is meant for another library."""
-        return stands_in(self.artifact.format, self.session)
+    def stand_in(self) -> str:
+        """Where ONNX Runtime executed a graph that is meant for another library: what that is worth."""
+        return stand_in(self.artifact.format, self.session)
 
 
 @dataclass(kw_only=True)
@@ -659,8 +659,8 @@ class _Maker:
             precision=artifact.precision,
             outputs=seen.outputs,
             results=seen.results,
-            # the time of another library's kernels says nothing of the engine's
-            call=None if stands_in(artifact.format, session) else session.run,
+            call=session.run,
+            stand_in=stand_in(artifact.format, session),
             device=session.device,
             tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
         )

@@ -253,7 +253,7 @@ def test_precisions_and_runtimes(registry: Registry) -> None:
     with pytest.raises(UnknownName, match="did you mean int8"):
         registry.precision("int4", "onnx")
     best = registry.runtimes("onnx")
-    assert [r.name for r in best] == ["fast", "onnxruntime"]
+    assert [r.name for r in best] == ["fast", "onnxruntime-cuda", "onnxruntime"]
     assert absent(best[0]) == ["no_such_runtime"]
 
 

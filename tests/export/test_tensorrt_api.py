@@ -1,9 +1,16 @@
-"""The layer that talks to NVIDIA's libraries: with the real TensorRT-RTX where it is installed, and where there is none."""
+"""The layer that talks to NVIDIA's libraries: with the real TensorRT-RTX where it is installed, and where there is none.
+
+The same tests are asked of the fake TensorRT that the runtime's tests stand on: that is what keeps its builder honest.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import mmap
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -44,12 +51,39 @@ def det() -> ModelProto:
     return model(*nodes)
 
 
-@pytest.fixture(scope="module")
-def library() -> Library:
-    found = find("tensorrt-rtx")
-    if found is None:
-        pytest.skip("tensorrt-rtx is not installed: pip install tensorrt-rtx (Linux x86-64, Windows)")
-    return found
+def pretending() -> ModuleType:
+    name = "zoo_tests_pretending"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "fakes" / "pretending.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="module", params=["rtx", "fake"])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+    if request.param == "rtx":
+        found = find("tensorrt-rtx")
+        if found is None:
+            pytest.skip("tensorrt-rtx is not installed: pip install tensorrt-rtx (Linux x86-64, Windows)")
+        yield found
+        return
+    fakes = pretending()
+    driver = fakes.compile_driver(tmp_path_factory.mktemp("driver"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fakes.install_tensorrt(monkeypatch, driver)
+        yield need("tensorrt")
+
+
+@pytest.fixture
+def rtx(library: Library) -> Library:
+    """For what only the real library can show."""
+    if library.flavour != "tensorrt-rtx":
+        pytest.skip("the fake is not made for this")
+    return library
 
 
 SHAPES = {"x": ((1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))}
@@ -59,8 +93,9 @@ SHAPES = {"x": ((1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))}
 
 
 def test_it_is_found_once_and_says_who_it_is(library: Library) -> None:
-    assert find("tensorrt-rtx") is library is need("tensorrt-rtx")
-    assert str(library).startswith("TensorRT-RTX 1.")
+    assert find(library.flavour) is library is need(library.flavour)
+    assert str(library).startswith(("TensorRT-RTX 1.", "TensorRT 10."))
+    assert api.why_not(library.flavour) == ""
 
 
 @pytest.mark.parametrize(("kind", "name"), [(F, "FLOAT"), (F16, "HALF")])
@@ -111,10 +146,10 @@ def test_warnings_are_kept(library: Library) -> None:
     assert not parse(library, conv().SerializeToString()).warnings, "those of one graph are not those of the next"
 
 
-def test_an_engine_is_built_without_a_gpu(library: Library) -> None:
+def test_an_engine_is_built(library: Library) -> None:
     built = build(library, conv().SerializeToString())
     assert built, built.reason
-    assert len(built.plan) > 1000
+    assert len(built.plan) > KERNEL.nbytes, "it holds the weights"
     assert build(library, conv(batch="batch").SerializeToString(), profile=SHAPES)
 
 
@@ -154,6 +189,67 @@ def test_a_wrong_profile_is_an_error_at_once(library: Library, profile: Any, err
     assert build(library, conv().SerializeToString()), "and the library goes on working"
 
 
+def test_a_build_tells_how_far_it_is(library: Library) -> None:
+    told: list[tuple[str, int, int]] = []
+    assert build(library, conv().SerializeToString(), progress=lambda *step: told.append(step))
+    assert told
+    assert all(phase and 0 <= done <= steps for phase, done, steps in told)
+    assert any(done == steps for _, done, steps in told)
+
+
+def test_the_settings_of_a_build_are_the_librarys(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 is on in every library until it is told otherwise; the inspector is told names only."""
+    trt, seen = library.trt, []
+    configure = api._configure
+
+    def settings(config: Any) -> tuple[Any, ...]:
+        tf32 = config.get_flag(trt.BuilderFlag.TF32)
+        return tf32, config.profiling_verbosity, config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
+
+    def watch(trt: Any, config: Any, *rest: Any) -> Any:
+        before = settings(config)
+        found = configure(trt, config, *rest)
+        seen.append((before, settings(config)))
+        return found
+
+    monkeypatch.setattr(api, "_configure", watch)
+    assert build(library, conv().SerializeToString(), workspace_bytes=1 << 26)
+    assert build(library, conv().SerializeToString(), tf32=True)
+    names, details = trt.ProfilingVerbosity.LAYER_NAMES_ONLY, trt.ProfilingVerbosity.DETAILED
+    (before, first), (_, second) = seen
+    assert before[:2] == (True, names)
+    assert before[2] > 1 << 26
+    assert first == (False, details, 1 << 26)
+    assert second == (True, details, before[2])
+
+
+def test_a_log_that_nobody_reads_does_not_grow(library: Library) -> None:
+    severity = library.trt.ILogger.Severity
+    for number in range(10_000):
+        library._logger.log(severity.WARNING, f"warning {number}")
+        library._logger.log(severity.VERBOSE, "never kept")
+    library._logger.log(severity.ERROR, "Assertion failed: the last")
+    assert len(library._log) <= api.KEPT + 1
+    assert library.last_error() == "the last"
+    with library.listening() as heard:
+        for number in range(1000):
+            library._logger.log(severity.WARNING, f"warning {number}")
+    assert len(heard) == 1000, "while somebody reads, all is kept"
+
+
+def test_rubbish_is_no_engine(library: Library, tmp_path: Path) -> None:
+    """The real library needs a GPU for more than this: it says why not in its log. Mapped files are taken as bytes are."""
+    runtime = library.runtime()
+    assert runtime is not None
+    assert runtime is library.runtime()
+    (tmp_path / "x.engine").write_bytes(b"rubbish " * 50)
+    with (tmp_path / "x.engine").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for data in (b"rubbish " * 50, mapped):
+            with library.listening() as heard:
+                assert runtime.deserialize_cuda_engine(data) is None
+            assert any("ERROR" in severity and "magicTag" in text for severity, text in heard)
+
+
 def test_threads_do_not_hear_each_other(library: Library) -> None:
     graphs = [det(), conv(), conv(F16), det()] * 4
     with ThreadPoolExecutor(4) as pool:
@@ -186,18 +282,18 @@ def test_the_parser_takes_empty_bytes(library: Library) -> None:
         assert network.num_layers == 0
 
 
-def test_the_layout_of_a_recurrent_layer_is_ignored(library: Library) -> None:
+def test_the_layout_of_a_recurrent_layer_is_ignored(rtx: Library) -> None:
     """Rule rnn-layout: (batch 1, sequence 6) is read as (sequence 1, batch 6)."""
     rng = np.random.default_rng(0)
     weights = {n: rng.normal(size=(1, 5, k)).astype(np.float32) for n, k in (("w", 4), ("r", 5))}
     node = helper.make_node("RNN", ["x", "w", "r"], ["y"], name="rnn", hidden_size=5, layout=1)
     made = model(node, **weights)
     made.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", F, [1, 6, 4]))
-    with library.listening():
-        builder = library.builder()
+    with rtx.listening():
+        builder = rtx.builder()
         assert builder is not None
-        network = library.network(builder)
-        parser = library.parser(network)
+        network = rtx.network(builder)
+        parser = rtx.parser(network)
         assert parser.parse(made.SerializeToString())
         assert network is not None
         shape = tuple(network.get_output(0).shape)
@@ -211,8 +307,43 @@ def test_an_absent_library_is_none_and_needing_it_names_the_install_line(monkeyp
     monkeypatch.setattr(api, "_found", {})
     monkeypatch.setattr(api, "MODULES", {"tensorrt": "no_such_module", "tensorrt-rtx": "no_such_module_either"})
     assert find("tensorrt") is None
+    assert api.why_not("tensorrt").startswith("TensorRT is not installed: pip install tensorrt")
     with pytest.raises(MissingPart, match="TensorRT-RTX is not installed: pip install tensorrt-rtx"):
         need("tensorrt-rtx")
+
+
+def test_bindings_without_their_library_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "half_there.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(api, "_found", {})
+    monkeypatch.setattr(api, "MODULES", {"tensorrt": "half_there"})
+    assert "cannot be loaded (libnvinfer.so.10: cannot open" in api.why_not("tensorrt")
+
+
+@pytest.mark.parametrize("library", ["rtx"], indirect=True)
+def test_every_name_of_the_fake_is_one_of_the_real_library(library: Library) -> None:
+    path = Path(__file__).parents[1] / "fakes" / "tensorrt.py"
+    spec = importlib.util.spec_from_file_location("a_fake_tensorrt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    public = {
+        name: value
+        for name, value in vars(fake).items()
+        if isinstance(value, type) and value.__module__ == fake.__name__
+    }
+    compared = 0
+    for name, kind in {n: k for n, k in public.items() if not n.startswith("_")}.items():
+        real = getattr(library.trt, name)
+        names = {n for n in vars(kind) if not n.startswith("_")} | set(getattr(kind, "__members__", ()))
+        if name == "IBuilderConfig":
+            names |= {"profiling_verbosity", "progress_monitor"}
+        if name == "EngineInspector":
+            names |= {"execution_context"}
+        assert names <= set(dir(real)), (name, names - set(dir(real)))
+        compared += len(names)
+    assert compared > 60
 
 
 class _Logger:

@@ -50,6 +50,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
 @click.option(
     "--artifact", default=None, metavar="NAME", help="Which artefact (fp32, int8); by default the bundle's own choice."
 )
+@click.option("--runtime", default=None, metavar="NAME", help="Which runtime; by default the best that works here.")
 @click.option("--top", default=3, type=click.IntRange(1), show_default=True, help="How many classes to tell.")
 @click.option(
     "--confidence",
@@ -78,6 +79,7 @@ def command(
     bundle: str,
     images: tuple[str, ...],
     artifact: str | None,
+    runtime: str | None,
     top: int,
     confidence: float | None,
     tile: int | None,
@@ -89,6 +91,8 @@ def command(
     """Run BUNDLE (a folder or a .zoo file) on IMAGES: files, folders, or quoted globs.
 
     An image that cannot be read is told on standard error, the others are still answered, and the exit code is 2.
+    So is the runtime of a TensorRT artefact, and why better ones were not taken; its engine is built where none is at
+    hand, which may take minutes the first time.
 
     \b
     Examples:
@@ -97,10 +101,16 @@ def command(
       zoo run digits.zoo photos/ --artifact int8 --out drawn/
       zoo run cells.zoo photo.jpg --confidence 0.5 --out drawn/
       zoo run fields.zoo orthophoto.tif --tile 512 --overlap 64 --out drawn/
+      zoo run digits.zoo photo.jpg --artifact tensorrt-fp16 --runtime tensorrt
     """
     paths = find_images(images)
     decode = {} if confidence is None else {"confidence": confidence}
-    predictor = load(bundle, artifact=artifact, threads=threads, decode=decode)
+    predictor = load(bundle, artifact=artifact, runtime=runtime, threads=threads, decode=decode, progress=note)
+    ran = {"runtime": predictor.session.runtime, **({"lost": predictor.choice.lost} if predictor.choice.lost else {})}
+    if predictor.artifact.format != "onnx" or predictor.choice.lost:
+        note(f"{predictor.artifact.name} runs in {predictor.session.runtime} on {predictor.session.device}")
+        for name, reason in predictor.choice.lost.items():
+            note(f"  not in {name}: {reason}")
     rows: list[list[Any]] = []
     bad = 0
     with new_folder(Path(out)) if out else nullcontext() as folder:
@@ -120,7 +130,7 @@ def command(
                 answer = result.to_dict(top) if hasattr(result, "top") else result.to_dict()
                 if hasattr(result, "to_coco"):
                     answer["annotations"] = result.to_coco(index)
-                click.echo(json.dumps({"image": str(path), **answer}, ensure_ascii=False))
+                click.echo(json.dumps({"image": str(path), **answer, **ran}, ensure_ascii=False))
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
             if folder is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import emit_json, json_option, table
+from .common import emit_json, json_option, note, table
 
 
 @click.command()
@@ -17,7 +17,8 @@ from .common import emit_json, json_option, table
 def command(bundle: Path, artifact: str | None, threads: int | None, as_json: bool) -> None:
     """Replay the golden vectors of BUNDLE (a folder or a .zoo file) with numpy and a runtime alone.
 
-    Stages: manifest, files, preprocess, open, network, decode. Exit code 1 where one fails.
+    Stages: manifest, files, preprocess, open, network, decode. Exit code 1 where one fails. A TensorRT artefact is opened
+    in the best runtime that works here; why better ones do not is told on standard error.
 
     \b
     Examples:
@@ -27,13 +28,20 @@ def command(bundle: Path, artifact: str | None, threads: int | None, as_json: bo
     from ..bundle import open_bundle
     from ..errors import GateFailed
     from ..parity.golden import selftest
+    from ..runtime.choosing import choose
 
     opened = open_bundle(bundle)
     if artifact:
         opened.artifact(artifact)
     stages = selftest(opened, artifact, threads=threads)
+    tried = {opened.artifacts[s.artifact].format for s in stages if s.stage == "open"}
+    lost = {format: dict(choose(format).lost) for format in sorted(tried)}
+    for format, reasons in lost.items():
+        for name, reason in reasons.items():
+            note(f"{format}: not in {name}: {reason}")
     if as_json:
-        emit_json({"bundle": str(bundle), "passed": all(stages), "stages": [s.to_dict() for s in stages]})
+        told = {"passed": all(stages), "stages": [s.to_dict() for s in stages], "lost": lost}
+        emit_json({"bundle": str(bundle), **told})
     else:
         rows = [(s.stage, s.artifact, "pass" if s else "FAIL", s.message) for s in stages]
         click.echo(table(rows, ("stage", "artefact", "verdict", "what was seen")))

@@ -29,11 +29,16 @@ def load(
     """Open a bundle (a folder or a packed ``.zoo`` file) for prediction.
 
     ``artifact`` names one of the manifest's artefacts (``fp32``, ``int8``); by default the manifest's own choice.
-    ``runtime`` names a registered runtime; by default the best that is installed. ``threads`` bounds the CPU
-    threads of one call. ``decode`` lays settings of your own over the bundle's: ``{"confidence": 0.5}`` for a detector.
+    ``runtime`` names a registered runtime; by default the best that works here, and the predictor's ``choice`` tells
+    which that is and why better ones did not do. ``threads`` bounds the CPU threads of one call. ``decode`` lays
+    settings of your own over the bundle's: ``{"confidence": 0.5}`` for a detector. ``options`` go to the runtime:
+    ``progress=print`` tells how far the build of a TensorRT engine is, which may take minutes the first time;
+    ``cuda_graph=True`` repeats a TensorRT engine's launches as one.
     The returned predictor owns the session: it is freed with the predictor.
 
-    Raises BundleError (missing, altered, unsafe, unknown schema), MissingPart (no runtime installed).
+    Raises BundleError (missing, altered, unsafe, unknown schema, no runtime for it here), MissingPart (no runtime
+    installed), and, where a TensorRT runtime was asked for by name, ExportError (no engine can be built) and
+    DeviceError (the GPU).
     """
     from .predictor import open_predictor
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from ..bundle import ArtifactEntry, Bundle, open_bundle
 from ..errors import BundleError, ZooError
 from ..inputs import Frame, ImageInput, Source, prepare_batch
-from ..lookup import find, find_task, runtimes_for
-from ..specs import Runtime, first_installed
+from ..lookup import find_task
 from ..tasks import TaskHalf
+from .choosing import Choice, choose
 from .session import Session
 
 __all__ = ["Predictor", "open_artifact", "open_half", "open_predictor"]
@@ -29,11 +30,14 @@ class Predictor:
         artifact: ArtifactEntry,
         session: Session,
         task: TaskHalf,
+        choice: Choice,
     ) -> None:
         self.bundle = bundle
         self.artifact = artifact
         self.session = session
         self.task = task
+        self.choice = choice
+        """The runtime that opened it, and why better ones did not."""
         self.input: ImageInput = bundle.input
         self.labels = bundle.labels
         deployed = [o["name"] for o in bundle.manifest["outputs"]]
@@ -114,12 +118,59 @@ def open_artifact(
     decode: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
-    """One artefact of an opened bundle. Raises BundleError, MissingPart, UnknownName."""
+    """One artefact of an opened bundle, in the named runtime or the best that opens it here.
+
+    A runtime that could run here but cannot open this artefact (an engine that cannot be built, or that computes
+    something else) gives way to the next one, with the reason in the predictor's ``choice``; one that was asked for by
+    name does not. ``options`` go to the runtime: ``progress``, a function that is told a line now and then while an
+    engine is built; ``cuda_graph``, ``lanes``, ``force`` (see :mod:`zoo.runtime.tensorrt.engines`).
+
+    Raises BundleError, DeviceError, ExportError, MissingPart, UnknownName.
+    """
     entry = bundle.artifact(artifact)
-    chosen = _choose(entry, runtime)
-    session = chosen.resolve()(bundle.open_file(entry.file), threads=threads, **options)
-    task = open_half(bundle, decode)
-    return Predictor(bundle=bundle, artifact=entry, session=session, task=task)
+    choice = choose(entry.format, runtime)
+    file = bundle.open_file(entry.file)
+    given: dict[str, Any] = {"threads": threads, **_recipe(bundle, entry), **options}
+    while True:
+        try:
+            session = choice.runtime.resolve()(file, **given)
+            break
+        except ZooError as error:
+            if runtime:
+                raise
+            try:
+                choice = choose(entry.format, lost={**choice.lost, choice.runtime.name: str(error)})
+            except ZooError:
+                raise error from None  # what the last one said is what is wrong
+    return Predictor(bundle=bundle, artifact=entry, session=session, task=open_half(bundle, decode), choice=choice)
+
+
+def _recipe(bundle: Bundle, entry: ArtifactEntry) -> dict[str, Any]:
+    """What a runtime that builds engines needs to know; others ignore it."""
+    if entry.format == "onnx":
+        return {}
+    return {
+        "recipe": entry.build,
+        # proved when they are wanted: hashing an engine that does not fit here anyway takes a Jetson a second
+        "engines": [partial(bundle.open_file, engine["file"]) for engine in entry.build.get("engines", ())],
+        "sha256": bundle.manifest["files"][entry.file]["sha256"],
+        "precision": entry.precision,
+        "check": _golden_check(bundle, entry),
+    }
+
+
+def _golden_check(bundle: Bundle, entry: ArtifactEntry) -> Callable[[Session], str] | None:
+    """Whether a session gives what the artefact gave at export; None where the bundle carries nothing to tell by."""
+    if not bundle.manifest.get("golden"):
+        return None
+
+    def check(session: Session) -> str:
+        from ..parity.golden import golden_arrays, replay_network  # which opens artefacts itself
+
+        stage = replay_network(bundle, entry, session, golden_arrays(bundle)[0])
+        return "" if stage else f"it fails the golden vectors: {stage.message}"
+
+    return check
 
 
 def open_half(bundle: Bundle, decode: Mapping[str, Any] | None = None) -> TaskHalf:
@@ -140,14 +191,3 @@ def open_half(bundle: Bundle, decode: Mapping[str, Any] | None = None) -> TaskHa
             raise BundleError(f"{bundle.name} has no decode setting '{name}': {there}")
     changed: TaskHalf = kind(**{**half.settings, **decode})
     return changed
-
-
-def _choose(entry: ArtifactEntry, name: str | None) -> Runtime:
-    candidates = [find(Runtime, name)] if name else runtimes_for(entry.format)
-    if name and entry.format not in candidates[0].reads:
-        raise BundleError(
-            f"runtime {name} reads {', '.join(candidates[0].reads)}, artefact {entry.name} is {entry.format}"
-        )
-    if not candidates:
-        raise BundleError(f"no runtime reads {entry.format} artefacts: `zoo plugins` shows what is installed")
-    return first_installed(candidates)

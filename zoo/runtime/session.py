@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Session", "stands_in"]
+__all__ = ["Session"]
 
 
 class Session(Protocol):
-    """One opened artefact. Safe to call from several threads at once unless a backend says otherwise."""
+    """One opened artefact. Safe to call from several threads at once unless a backend says otherwise.
+
+    A session on a GPU may also offer ``time_ms(batch) -> float``: milliseconds that the GPU computes for a batch, without
+    copies, by its own clock. One of TensorRT has ``close()`` and, as ``obtained``, where its engine is from.
+    """
 
     runtime: str
     """Name of the runtime that opened it."""
@@ -25,9 +29,3 @@ class Session(Protocol):
     def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """(N, C, H, W) float32 to the named outputs (all by default). The caller owns what comes back."""
         ...
-
-
-def stands_in(format: str, session: Session) -> bool:
-    """Whether ONNX Runtime's CPU executes a graph that is meant for another library: its numbers are the graph's own,
-    its time says nothing."""
-    return format != "onnx" and session.runtime == "onnxruntime"

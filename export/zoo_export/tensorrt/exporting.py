@@ -151,7 +151,7 @@ class TensorRTExport:
             )
         except ExportError as error:
             return replace(artifact, findings=(*artifact.findings, _finding("build", FAIL, str(error))))
-        entry = {**facts, "file": engine.name}
+        entry: dict[str, Any] = {**facts, "file": engine.name}
         built = entry.pop("built_precisions", None) or {}
         entry.pop("typed", None)
         layers = [{**layer, "built": built.get(layer["layer"])} for layer in artifact.notes["layers"]]

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ __all__ = [
     "find",
     "need",
     "parse",
+    "why_not",
 ]
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -43,6 +44,14 @@ INSTALL = {
     "tensorrt": "pip install tensorrt (on a Jetson it comes with JetPack)",
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
+
+HEARD = ("INFO", "WARNING", "ERROR", "INTERNAL_ERROR")
+"""Severities that are kept; a build says tens of thousands of VERBOSE lines."""
+KEPT = 200
+"""Lines that are kept of what is said outside of :meth:`Library.listening`: a stream of warnings must not fill memory."""
+
+Progress = Callable[[str, int, int], None]
+"""Phase of a build, steps done in it, and of how many."""
 
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """For each input with open axes: its least, usual and largest shape."""
@@ -114,6 +123,8 @@ class Built:
     plan: bytes = b""
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    timing_cache: bytes = b""
+    """How fast each kernel was, to be given to the next build; empty unless one was given to this."""
 
     def __bool__(self) -> bool:
         return bool(self.plan)
@@ -131,19 +142,25 @@ class Library:
         self._log: list[tuple[str, str]] = []
         self._lock = threading.Lock()
         self._logger = self._make_logger()
+        self._runtime: Any = None
 
     def __str__(self) -> str:
         return f"{TITLES[self.flavour]} {self.version}"
 
     def _make_logger(self) -> Any:
-        base, log = self.trt.ILogger, self._log
+        base, log, lock = self.trt.ILogger, self._log, self._lock
 
         class Collector(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
                 base.__init__(self)  # the bindings insist on it, and not by way of super()
 
             def log(self, severity: Any, text: str) -> None:
-                log.append((str(severity).rpartition(".")[2], text))
+                name = str(severity).rpartition(".")[2]
+                if name not in HEARD:
+                    return
+                log.append((name, text))
+                if len(log) > KEPT and not lock.locked():
+                    del log[: -KEPT // 2]
 
         return Collector()
 
@@ -170,6 +187,26 @@ class Library:
         except (TypeError, RuntimeError):  # "factory function returned nullptr"
             return None
 
+    def runtime(self) -> Any | None:
+        """The one runtime of this process, which outlives every engine; None where the library cannot make one."""
+        if self._runtime is None:
+            try:
+                if hasattr(self.trt, "init_libnvinfer_plugins"):
+                    self.trt.init_libnvinfer_plugins(self._logger, "")
+                self._runtime = self.trt.Runtime(self._logger)
+            except (TypeError, RuntimeError):  # "factory function returned nullptr"
+                return None
+        return self._runtime
+
+    def last_error(self) -> str:
+        """The newest error line that the library said; empty where it said none lately."""
+        return next((_clean(text) for severity, text in reversed(self._log) if "ERROR" in severity), "")
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether a network keeps the types that its graph has; before TensorRT 10 builder flags decide."""
+        return hasattr(getattr(self.trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED")
+
     def network(self, builder: Any) -> Any | None:
         """An empty network, strongly typed wherever the library knows the word."""
         flags = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
@@ -181,6 +218,7 @@ class Library:
 
 
 _found: dict[str, Library | None] = {}
+_reasons: dict[str, str] = {}
 
 
 def find(flavour: str) -> Library | None:
@@ -188,9 +226,22 @@ def find(flavour: str) -> Library | None:
     if flavour not in _found:
         try:
             _found[flavour] = Library(flavour, importlib.import_module(MODULES[flavour]))
-        except (ImportError, OSError, RuntimeError, AttributeError):  # absent, or without its shared libraries
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
             _found[flavour] = None
+            _reasons[flavour] = _why(flavour, error)
     return _found[flavour]
+
+
+def why_not(flavour: str) -> str:
+    """Why :func:`find` gives None, with the cure; empty where it gives a library."""
+    return _reasons[flavour] if find(flavour) is None else ""
+
+
+def _why(flavour: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == MODULES[flavour]:
+        return f"{TITLES[flavour]} is not installed: {INSTALL[flavour]}"
+    # the bindings are there, and a library that they need is not
+    return f"{TITLES[flavour]} cannot be loaded ({(str(error).splitlines() or [''])[0][:200]}): {INSTALL[flavour]}"
 
 
 def need(flavour: str) -> Library:
@@ -213,11 +264,26 @@ def parse(library: Library, model: bytes, path: Path | None = None, *, nodes: in
     return _with_warnings(verdict, heard)
 
 
-def build(library: Library, model: bytes, path: Path | None = None, *, profile: Profile | None = None) -> Built:
+def build(
+    library: Library,
+    model: bytes,
+    path: Path | None = None,
+    *,
+    profile: Profile | None = None,
+    tf32: bool = False,
+    workspace_bytes: int | None = None,
+    timing_cache: bytes | None = None,
+    progress: Progress | None = None,
+) -> Built:
     """Parse and build. With ``tensorrt-rtx`` this needs no GPU, and the engine is compiled further where it runs.
 
-    Every input with open axes needs its shapes in ``profile``. Raises UnknownName for an input that does not exist and
-    ExportError for shapes that are missing, out of order, or of another rank; the libraries say nothing of these.
+    Every input with open axes needs its shapes in ``profile``. ``tf32``: whether the operands of float32 products may
+    be rounded to 10 bits of mantissa, which the libraries do unless they are told not to. ``workspace_bytes`` bounds
+    the scratch memory of a kernel, by default as the library does. ``timing_cache``: an earlier build's, empty bytes
+    to begin one; None for none. The engine keeps what its inspector tells of each layer.
+
+    Raises UnknownName for an input that does not exist and ExportError for shapes that are missing, out of order, or
+    of another rank; the libraries say nothing of these.
     """
     with library.listening() as heard:
         builder = library.builder()
@@ -232,15 +298,64 @@ def build(library: Library, model: bytes, path: Path | None = None, *, profile: 
         shapes = builder.create_optimization_profile()
         if _set_shapes(network, shapes, profile or {}):
             config.add_optimization_profile(shapes)
+        monitor = _monitor(library.trt, progress)  # the configuration may not keep it alive
+        cache = _configure(library.trt, config, tf32, workspace_bytes, timing_cache, monitor)
         plan = builder.build_serialized_network(network, config)
-        del parser
+        del parser, monitor
         said = library._log[before:]
+        learnt = bytes(memoryview(config.get_timing_cache().serialize())) if cache is not None else b""
     verdict = _with_warnings(verdict, heard[:before])
     warnings = tuple(text for severity, text in said if severity == "WARNING")
     if plan is None:
         errors = [text for severity, text in said if "ERROR" in severity]
         return Built(verdict=verdict, reason=_clean(errors[0]) if errors else "no reason was given", warnings=warnings)
-    return Built(verdict=verdict, plan=bytes(plan), warnings=warnings)
+    return Built(verdict=verdict, plan=bytes(memoryview(plan)), warnings=warnings, timing_cache=learnt)
+
+
+def _configure(
+    trt: Any, config: Any, tf32: bool, workspace: int | None, timing_cache: bytes | None, monitor: Any | None
+) -> Any | None:
+    """Set what was asked for, by names that every version has; gives the timing cache that the build fills."""
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    if timing_cache is None:
+        return None
+    cache = config.create_timing_cache(timing_cache)
+    # a cache of another version or GPU is refused, which costs time and nothing else
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _monitor(trt: Any, progress: Progress | None) -> Any | None:
+    """An object that tells ``progress``; None where nobody asked, or the library is older than TensorRT 10."""
+    base: Any = getattr(trt, "IProgressMonitor", None)
+    if progress is None or base is None:
+        return None
+    tell = progress
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
+            tell(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            tell(phase, step + 1, self._steps.get(phase, step + 1))
+            return True  # go on
+
+        def phase_finish(self, phase: str) -> None:
+            self._steps.pop(phase, None)
+
+    return Monitor()
 
 
 def _parse(
