@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from zoo.builtin import CLASSIFY
 from zoo.parity import Candidate, Reference, Samples
+from zoo.parity.evidence import observe
 from zoo.parity.gates import accuracy, compare, interleave, latency, numbers, paired_interval, samples_needed
 from zoo.parity.verify import bounds
 from zoo.tasks.classify import Classify
@@ -85,6 +88,63 @@ def test_a_missing_or_misshapen_or_infinite_output_is_named(truth):
         assert word in found.message
 
 
+def rows(candidate: Candidate, count: int) -> Candidate:
+    return replace(candidate, outputs={name: value[:count] for name, value in candidate.outputs.items()})
+
+
+def test_a_graph_that_loses_images_fails_both_gates(truth):
+    """As it is gathered: batch after batch, each with a row too few."""
+    candidate, reference, samples = case(truth, truth)
+    frames = [None] * len(truth)
+    batches = [(np.arange(i, min(i + 16, 400)), frames[i : i + 16]) for i in range(0, 400, 16)]
+
+    def run(batch):
+        return {name: value[batch][:-1] for name, value in candidate.outputs.items()}
+
+    seen = observe(run, batches, samples.half, samples.labels)
+    broken = replace(candidate, outputs=seen.outputs, results=seen.results)
+    for gate in (numbers, accuracy):
+        found = gate(broken, reference, samples)
+        assert found.verdict == "fail"
+        assert "375" in found.message and "400 images" in found.message and "loses images" in found.message
+
+
+@pytest.mark.parametrize("count", [0, 1, 375, 399, 401])
+def test_rows_are_counted(truth, count):
+    candidate, reference, samples = case(np.concatenate([truth, truth[:1]]), np.concatenate([truth, truth[:1]]))
+    samples = replace(samples, ids=samples.ids[:400], targets=samples.targets[:400])
+    found = numbers(rows(candidate, count), reference, samples)
+    assert found.verdict == "fail"
+    assert f"{count} rows for 400 images" in found.message
+    assert numbers(rows(candidate, 400), reference, samples)
+
+
+def test_only_as_much_is_compared_as_was_kept(truth, monkeypatch):
+    """Of large outputs only the first are kept, of each network as many as fitted; a bundle carries fewer still."""
+    candidate, reference, samples = case(truth, truth)
+    row = sum(value[0].nbytes for value in candidate.outputs.values())
+    monkeypatch.setattr("zoo.parity.gates.OUTPUT_BYTES", 100 * row)
+    few = replace(
+        reference,
+        outputs={n: v[:48] for n, v in reference.outputs.items()},
+        exact={n: v[:32] for n, v in reference.exact.items()},
+    )
+    for count in (96, 85, 400):
+        assert numbers(rows(candidate, count), reference, samples), count
+        assert numbers(rows(candidate, count), few, samples), count
+    assert numbers(rows(candidate, 84), reference, samples).verdict == "fail", "there was room for the next batch"
+    wrong = replace(candidate, outputs={n: np.concatenate([v[:40], v[:56]]) for n, v in candidate.outputs.items()})
+    assert numbers(wrong, few, samples).verdict == "fail", "what both have is compared to the last row"
+
+
+def test_results_are_counted(truth):
+    candidate, reference, samples = case(truth, truth)
+    for results in (candidate.results[:-1], [*candidate.results, candidate.results[0]], ()):
+        found = accuracy(replace(candidate, results=results), reference, samples)
+        assert found.verdict == "fail"
+        assert f"the candidate gave {len(results)} results for 400 images" in found.message
+
+
 def test_int8_is_judged_by_its_share_of_the_spread(truth):
     rng = np.random.default_rng(3)
     assert numbers(*case(truth, truth + rng.normal(size=truth.shape) * 0.2, "int8"))
@@ -150,8 +210,6 @@ def test_latency_is_a_ratio_of_interleaved_medians(truth):
         return lambda _x: time.sleep(ms / 1000)
 
     candidate, reference, samples = case(truth, truth)
-    from dataclasses import replace
-
     slow = replace(reference, call=sleeper(6))
     assert latency(replace(candidate, call=sleeper(2)), slow, samples)
     found = latency(replace(candidate, call=sleeper(12)), slow, samples)

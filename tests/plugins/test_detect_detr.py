@@ -92,10 +92,19 @@ def test_the_way_through_is_transformers_own(network: RTDetr) -> None:
     # so large that the places at the borders are blanked
     x = probe(SPEC.with_size(416, 448), 2, seed=3).double()
     logits, raw = place_scores(network, x)
+    scored: list[Tensor] = []
+    theirs.model.enc_score_head.register_forward_hook(lambda module, inputs, output: scored.append(output))
     with torch.no_grad():
         expected = theirs(pixel_values=x)
-    order = logits.amax(dim=-1).topk(SMALL["queries"], dim=1).indices.argsort(dim=1)
+    torch.testing.assert_close(logits, scored[0], rtol=0, atol=1e-9)
+    assert float(logits.std(dim=1).min()) > 1e-3, "all places score the same"
+    best = scored[0].amax(dim=-1).topk(SMALL["queries"], dim=1).indices
+    order = best.argsort(dim=1)
     for image in range(2):
+        first = scored[0][image][best[image].sort().values]
+        torch.testing.assert_close(raw["first_logits"][image], first, rtol=0, atol=1e-9)
+        first_boxes = expected.enc_topk_bboxes[image][order[image]]
+        torch.testing.assert_close(raw["first_boxes"][image], first_boxes, rtol=0, atol=1e-9)
         ours = raw["logits"][image, -1], raw["boxes"][image, -1]
         for value, their in zip(ours, (expected.logits, expected.pred_boxes), strict=True):
             assert float(value.std(dim=0).min()) > 1e-3, "all queries say the same"

@@ -299,7 +299,9 @@ def test_a_silent_downgrade_is_no_engine(builds: Builds) -> None:
     assert works(get(precision="fp32", force=True))
 
 
-def test_nothing_is_left_on_the_gpu_by_engines_that_failed(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_on_the_gpu_by_engines_that_failed(
+    fake_tensorrt: Any, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = fake_tensorrt.live()
     monkeypatch.setenv("FAKE_TENSORRT", "wrong")
     for _ in range(3):

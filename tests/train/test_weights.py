@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.errors import CheckpointError
-from zoo.train.weights import adapt_channels, class_count, fit, read_state
+from zoo.registry import get_registry
+from zoo.specs import Architecture
+from zoo.train.weights import State, adapt_channels, class_count, fit, read_state
 
 
 def network(classes: int = 3, channels: int = 3) -> nn.Module:
@@ -77,6 +79,48 @@ def test_a_head_of_another_class_count_stays_fresh(tmp_path: Path) -> None:
     assert not fit(module, found, head="head", keep_head=True, channels=3).head
     assert torch.equal(module.head.weight, before)
     assert same(module, state, but="head")
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("retinanet", "model.head.classification_head.cls_logits.bias"),  # nine anchors
+        ("fcos", "model.head.classification_head.cls_logits.bias"),
+        ("ssdlite", "model.head.classification_head.module_list.0.1.bias"),  # six anchors, and the background
+        ("faster-rcnn", "classifier.bias"),  # the background
+        ("rt-detrv2", "model.enc_score_head.bias"),  # a list of heads
+        ("yolo", "head.classes.0.bias"),
+        ("fastestdet", "detect_head.cls_layers.conv5x5.4.bias"),
+    ],
+)
+def test_classes_are_counted_whatever_a_head_has_for_each(name: str, first: str) -> None:
+    pytest.importorskip("zoo_detect")
+    if name == "rt-detrv2":
+        pytest.importorskip("transformers")
+    record = get_registry().get(Architecture, name)
+
+    def build(classes: int) -> nn.Module:
+        made: nn.Module = record.resolve()(num_classes=classes, in_channels=3, **record.options)
+        return made
+
+    state = {f"module.{k}": v for k, v in build(5).state_dict().items()}
+    assert class_count(State(tensors=state, source="w.pth"), record.head, build) == 5
+    headless = {k: v for k, v in state.items() if not any(k.startswith(f"module.{h}.") for h in record.head.split(","))}
+    assert len(headless) < len(state)
+    assert class_count(State(tensors=headless, source="w.pth"), record.head, build) is None
+    if name in ("retinanet", "ssdlite"):
+        heads = {k: v[:-1] for k, v in state.items() if k not in headless}
+        with pytest.raises(CheckpointError, match=rf"^w\.pth: {first.rpartition('.')[0]}.* values, and a head has \d a"):
+            class_count(State(tensors=heads, source="w.pth"), record.head, build)
+
+
+def test_a_network_that_looks_at_its_values_is_built_for_real() -> None:
+    def build(classes: int) -> nn.Module:
+        made = network(classes)
+        made.scale = float(made.stem.weight.detach().std())
+        return made
+
+    assert class_count(State(tensors=build(7).state_dict(), source="w.pth"), "head", build) == 7
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])

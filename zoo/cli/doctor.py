@@ -6,19 +6,21 @@ Looks packages up without importing them: importing a broken torch is what one w
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from .. import machine
 from ..registry import get_registry
-from ..specs import Architecture, Exporter, Precision, Runtime, absent, install_line
+from ..runtime.tensorrt.api import INSTALL, MODULES, TITLES
+from ..specs import Architecture, Exporter, Precision, Runtime, absent, install_line, resolve
 from .common import emit_json, json_option, table
 
 PACKAGES = (
@@ -35,6 +37,8 @@ PACKAGES = (
     ("onnx", "exporting"),
     ("onnxscript", "exporting"),
     ("onnxslim", "exporting"),
+    ("tensorrt", "TensorRT's engines"),
+    ("tensorrt-rtx", "TensorRT-RTX's engines; linting with NVIDIA's parser"),
 )
 TRAIN = ("torch", "torchvision", "lightning", "safetensors", "matplotlib")
 
@@ -58,16 +62,80 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs that the driver's own tool reports."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
+PATIENCE_S = 60.0
+"""How long finding NVIDIA's libraries may take: they are some hundred MB, and a slow disk has to read them."""
+
+
+def ask(questions: Mapping[str, str]) -> dict[str, str]:
+    """By name, what the ``() -> str`` behind a dotted path answers.
+
+    Asked in a process of its own, because what they look for (NVIDIA's libraries above all) does not always survive
+    being imported, and is heavy where it does. Where the process ends or hangs, the question that it was at is answered
+    by that, and another process goes on with the next.
+    """
+    answers: dict[str, str] = {}
+    pending = dict(questions)
+    while pending:
+        end = _ask_child(pending, answers)
+        pending = {name: path for name, path in pending.items() if name not in answers}
+        if pending:
+            culprit = next(iter(pending))
+            answers[culprit] = end
+            del pending[culprit]
+    return answers
+
+
+def _ask_child(questions: Mapping[str, str], answers: dict[str, str]) -> str:
+    """Fill in ``answers`` as far as one process gets, and say how it ended."""
+    command = [sys.executable, "-c", "from zoo.cli.doctor import _answer; _answer()", json.dumps(dict(questions))]
     try:
-        done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [m[1] for m in re.finditer(r"^GPU \d+: (.+?) \(UUID", done.stdout, re.M)] if done.returncode == 0 else []
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+        said, end = done.stdout, f"looking for it ends the process (exit code {done.returncode})"
+    except OSError as error:
+        return f"no process could be started: {error.strerror}"
+    except subprocess.TimeoutExpired as error:
+        said, end = error.stdout or b"", f"looking for it did not end within {PATIENCE_S:.0f} s"
+    for line in said.decode("utf-8", "replace").splitlines():
+        if line.startswith(_ANSWER):
+            name, text = json.loads(line.removeprefix(_ANSWER))
+            answers[name] = text
+    return end
+
+
+_ANSWER = "zoo doctor: "
+"""Tells an answer from whatever else the libraries print."""
+
+
+def _answer() -> None:
+    """The child's side of :func:`ask`."""
+    for name, path in json.loads(sys.argv[1]).items():
+        try:
+            text = str(resolve(path, name)())
+        except Exception as error:  # a stranger's probe, or a library that is broken
+            text = f"asking failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        print(_ANSWER + json.dumps((name, text)), flush=True)
+
+
+def builds_tensorrt() -> str:
+    """Why TensorRT builds no engine here; empty where it does. Imports it."""
+    return _builds("tensorrt")
+
+
+def builds_rtx() -> str:
+    """The same of TensorRT-RTX, which needs no GPU for that."""
+    return _builds("tensorrt-rtx")
+
+
+def _builds(flavour: str) -> str:
+    from ..runtime.tensorrt import api
+
+    library = api.find(flavour)
+    if library is None:
+        return api.why_not(flavour)
+    return "" if library.builder() is not None else f"{library} makes no builder: it needs an NVIDIA GPU and its driver"
+
+
+BUILDERS = {"tensorrt": "zoo.cli.doctor:builds_tensorrt", "tensorrt-rtx": "zoo.cli.doctor:builds_rtx"}
 
 
 def mismatches(have: dict[str, str] | None = None, requires: Sequence[str] | None = None) -> list[str]:
@@ -104,28 +172,35 @@ def examine() -> dict[str, Any]:
     here = machine.versions(name for name, _ in PACKAGES)
     packages = {name: here.get(name, "") for name, _ in PACKAGES}
 
-    def can(verb: str, what: str, missing: Sequence[str], install: str) -> dict[str, Any]:
-        return {"verb": verb, "what": what, "missing": list(missing), "install": install if missing else ""}
+    def can(verb: str, what: str, missing: Sequence[str], why: str = "", install: str = "") -> dict[str, Any]:
+        # what a probe finds wrong is mostly a driver or a GPU, and where it is a package, the probe says so itself
+        install = install if missing else ""
+        usable = not missing and not why
+        return {
+            "verb": verb, "what": what, "usable": usable, "missing": list(missing), "why": why, "install": install,
+        }  # fmt: skip
 
+    def usable(spec: Exporter | Precision | Runtime) -> tuple[list[str], str, str]:
+        gone = absent(spec)
+        install = spec.install or (install_line(gone[0]) if gone else "")
+        return gone, "" if gone else told.get(spec.name, ""), install
+
+    runtimes = registry.specs(Runtime)
+    there = [f for f in BUILDERS if importlib.util.find_spec(MODULES[f]) is not None]
+    told = ask(
+        {r.name: r.probe for r in runtimes if r.probe and not absent(r)} | {f"build {f}": BUILDERS[f] for f in there}
+    )
     lacking = [p for p in TRAIN if not packages[p]]
-    abilities = [can("train", "fine-tune and evaluate", lacking, install_line("torch"))]
-    abilities += [
-        can("export", f"{e.reads} to {e.writes}", gone, e.install or install_line(gone[0]) if gone else "")
-        for e in registry.specs(Exporter)
-        for gone in [absent(e)]
-    ]
-    abilities += [
-        can("export", f"{p.reads} to {p.precision}", gone, p.install or install_line(gone[0]) if gone else "")
-        for p in registry.specs(Precision)
-        for gone in [absent(p)]
-    ]
+    abilities = [can("train", "fine-tune and evaluate", lacking, install=install_line("torch"))]
+    abilities += [can("export", f"{e.reads} to {e.writes}", *usable(e)) for e in registry.specs(Exporter)]
+    abilities += [can("export", _title(p), *usable(p)) for p in registry.specs(Precision)]
     if not registry.specs(Exporter):
-        abilities.append(can("export", "to onnx", ["zoo-export"], install_line("zoo_export")))
+        abilities.append(can("export", "to onnx", ["zoo-export"], install=install_line("zoo_export")))
     abilities += [
-        can("run", f"{', '.join(r.reads)} with {r.name}", gone, r.install or install_line(gone[0]) if gone else "")
-        for r in registry.specs(Runtime)
-        for gone in [absent(r)]
+        can("build", f"{TITLES[f]} engines", [] if f in there else [MODULES[f]], told.get(f"build {f}", ""), INSTALL[f])
+        for f in BUILDERS
     ]
+    abilities += [can("run", f"{', '.join(r.reads)} with {r.name}", *usable(r)) for r in runtimes]
     problems = mismatches()
     problems += [f"plugin {p.name}: {p.error}" for p in registry.plugins if p.error]
     if not registry.specs(Architecture):
@@ -135,12 +210,34 @@ def examine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "cpu": cpu(),
-        "gpus": gpus(),
+        "gpus": machine.gpus(),
+        "driver_fault": machine.driver_fault(),
+        "jetson": machine.jetson(),
         "architectures": len(registry.specs(Architecture)),
         "packages": packages,
         "abilities": abilities,
         "problems": problems,
     }
+
+
+def _title(spec: Precision) -> str:
+    return f"{spec.reads} to {spec.precision}" + (f" for {spec.target}" if spec.target else "")
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    """``NVIDIA H100, driver 550.90, 81559 MiB, compute capability 9.0, 1980 of 1980 MHz, 700 W at most``."""
+    said = [gpu["name"]]
+    said += [f"driver {gpu['driver']}"] if "driver" in gpu else []
+    said += [f"{gpu['memory_mib']} MiB"] if "memory_mib" in gpu else []
+    said += [f"compute capability {gpu['compute_capability']}"] if "compute_capability" in gpu else []
+    if "sm_mhz" in gpu:
+        said.append(f"{gpu['sm_mhz']} of {gpu.get('sm_max_mhz', '?')} MHz")
+    said += [f"{gpu['power_limit_w']:.0f} W at most"] if "power_limit_w" in gpu else []
+    return ", ".join(said)
+
+
+def _missing(packages: Sequence[str], install: str) -> str:
+    return f"missing {', '.join(packages)}: {install}" if packages else ""
 
 
 @click.command("doctor")
@@ -161,15 +258,20 @@ def command(as_json: bool) -> None:
     fast = "; ".join(f"{k}: {', '.join(v)}" for k, v in processor["fast"].items()) or "no fast int8, bf16 or fp16 seen"
     click.echo(f"zoo {found['zoo']}, Python {found['python']}, {found['system']}")
     click.echo(f"CPU  {processor['name']}, {processor['cores']} cores ({fast})")
-    click.echo(f"GPU  {', '.join(found['gpus']) or 'none seen'}")
+    for gpu in found["gpus"]:
+        click.echo(f"GPU  {_gpu_line(gpu)}")
+    if not found["gpus"]:
+        click.echo("GPU  none seen" + (f": nvidia-smi says: {found['driver_fault']}" if found["driver_fault"] else ""))
+    if found["jetson"]:
+        click.echo("     " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found["jetson"].items()))
     click.echo(f"{found['architectures']} architectures\n")
     click.echo(
         table(
             [
-                (a["verb"], a["what"], "no" if a["missing"] else "yes", ", ".join(a["missing"]), a["install"])
+                (a["verb"], a["what"], "yes" if a["usable"] else "no", a["why"] or _missing(a["missing"], a["install"]))
                 for a in found["abilities"]
             ],
-            ["can it", "", "", "missing", "install it with"],
+            ["can it", "", "", "why not"],
         )
     )
     click.echo()

@@ -50,7 +50,14 @@ class Candidate:
     """N result records, decoded for judging; empty where only the raw outputs are at hand."""
     call: Callable[[np.ndarray], Any] | None = None
     """Runs a (1, C, H, W) tensor; None where latency is not to be measured."""
+    time_ms: Callable[[np.ndarray], float] | None = None
+    """Runs such a tensor and gives the device's own time by its events, in milliseconds; None where it has no clock."""
     device: str = ""
+    threads: int | None = None
+    """CPU threads of one call, where they are bounded."""
+    stand_in: str = ""
+    """What executed it in place of the artefact's own runtime, and what that says (see
+    :func:`zoo.parity.evidence.stand_in`); empty where its own did. The latency of a stand-in is nobody's."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
     """The bounds in force: the task's for this precision, with a user's own laid over them."""
 

@@ -10,10 +10,11 @@ from typing import Any, overload
 import numpy as np
 
 from ..inputs import Frame, Source, prepare_batch
+from ..runtime.session import Session
 from ..specs import ImageInput
 from ..tasks import TaskHalf
 
-__all__ = ["Batch", "Kept", "Observed", "batch_size", "natural_images", "observe", "prepared_batches"]
+__all__ = ["Batch", "Kept", "Observed", "batch_size", "natural_images", "observe", "prepared_batches", "stand_in"]
 
 Batch = tuple[np.ndarray, Sequence[Frame]]
 """(n, C, H, W) float32, and where each image lies in its tensor."""
@@ -70,6 +71,16 @@ class Kept(Sequence[Any]):
             k: np.frombuffer(zlib.decompress(data), dtype).reshape(shape) for k, (data, dtype, shape) in item.items()
         }
         return self._half.unpack(arrays, self._labels)[0]
+
+
+def stand_in(format: str, session: Session) -> str:
+    """Where ONNX Runtime executes the graph of an artefact that is meant for another library, one line that says so and
+    what it is worth; empty where the artefact's own runtime opened it. Such a run is nobody's latency.
+    """
+    if format == "onnx" or not session.runtime.startswith("onnxruntime") or format in session.runtime:
+        return ""
+    where = "CPU" if session.device.startswith("CPU") else "GPU"
+    return f"executed by ONNX Runtime on the {where}: numbers and accuracy of the graph; says nothing of an engine"
 
 
 def batch_size(spec: ImageInput) -> int:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..machine import clocks, cores
+from ..tasks import TaskHalf, measure, rows_in
 from . import FAIL, INCONCLUSIVE, PASS, SKIPPED, Candidate, Finding, Reference, Samples
+from .evidence import OUTPUT_BYTES
 
-__all__ = ["accuracy", "compare", "judge", "latency", "numbers", "paired_interval"]
+__all__ = ["accuracy", "compare", "judge", "latency", "numbers", "paired_interval", "told_latencies"]
 
 CONFIDENCE_Z = 1.6449
 """One-sided 95 %: the question is "is it worse by more than the margin?", which has one side."""
+MAX_BATCH = 16
+"""Images that are run at once, at the most (:func:`zoo.parity.evidence.batch_size`)."""
+ROUNDING = 1e-3
+"""Share of the spread that float32 rounding alone never moves a value by: Faster R-CNN's worst of 108 images was 5e-5,
+while a layer's weights changed by 1 % move some value of each image by 2e-3 and more."""
 
 
 def judge(candidate: Candidate, reference: Reference, samples: Samples) -> Iterable[Finding]:
@@ -36,40 +45,49 @@ def numbers(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
     """Every output of the candidate against the reference.
 
     float32 candidates: the error against float64 is counted in units of PyTorch's own float32 error, so that the
-    bound needs no tuning per network. Others: root-mean-square error as a share of the reference's spread.
+    bound needs no tuning per network. Others: root-mean-square error as a share of the reference's spread. Where a
+    network chooses its rows by their scores, rows are paired first (see :class:`_Pairs`).
     """
     bounds = candidate.tolerances
     figures: dict[str, Any] = {}
-    problems: list[str] = []
+    misfits = {name: _misfit(name, candidate, reference, len(samples.ids)) for name in samples.task.outputs}
+    problems = [problem for problem in misfits.values() if problem]
+    ours, theirs = ({n: o[n] for n in misfits if not misfits[n]} for o in (candidate.outputs, reference.outputs))
+    exact, where, tied = reference.exact, None, ""
+    pairs = None if problems else _pair(ours, theirs, exact, samples.half, bounds)
+    if pairs is not None:
+        ours, theirs, exact, where, tied = pairs.ours, pairs.theirs, pairs.exact, pairs.where, pairs.tied
+        figures["rows"] = pairs.figures
+        problems += pairs.problems
     worst = 0.0
-    for name in samples.task.outputs:
-        if name not in candidate.outputs:
-            problems.append(f"output '{name}' is missing")
-            continue
-        ours, theirs = candidate.outputs[name], reference.outputs[name]
-        if ours.shape[1:] != theirs.shape[1:]:
-            problems.append(f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}")
-            continue
-        count = min(len(ours), len(theirs))
-        ours, theirs = ours[:count], theirs[:count]
-        if theirs.dtype.kind in "iub":
-            agreement = float((ours == theirs).mean())
+    for name in ours:
+        count = min(len(ours[name]), len(theirs[name]))
+        a, b = ours[name][:count], theirs[name][:count]
+        if b.dtype.kind in "iub":
+            agreement = float((a == b).mean())
             figures[name] = {"agreement": agreement}
             if agreement < bounds.get("agreement", 1.0):
                 problems.append(
                     f"'{name}' agrees in {100 * agreement:.3f} % of its values, {100 * bounds.get('agreement', 1.0):g} % needed"
                 )
             continue
-        exact = reference.exact[name] if reference.exact is not None else None
-        found = compare(ours, theirs, exact, bounds.get("numbers_floor", 0.0), bounds.get("numbers_least", 0.0))
+        truth = exact[name] if exact is not None else None
+        found = compare(a, b, truth, bounds.get("numbers_floor", 0.0), bounds.get("numbers_least", 0.0), where)
         figures[name] = found
         if found["not_finite"]:
             problems.append(f"{found['not_finite']} values of '{name}' are not finite")
         elif "numbers_units" in bounds and "units" in found:
             worst = max(worst, found["units"])
+            # images beyond those that were run in float64 are judged by what they may differ at all
+            most = max(bounds.get("golden", 0.0), bounds["numbers_units"] * found["unit"] / found["spread"])
             if not found["units"] <= bounds["numbers_units"]:
                 problems.append(
                     f"'{name}' is off by {found['units']:.3g} units of float32 error, {bounds['numbers_units']:g} allowed"
+                )
+            elif not found["rms_share"] <= most:
+                problems.append(
+                    f"'{name}' is off by {100 * found['rms_share']:.3g} % of its spread over all {count} images (RMS), "
+                    f"{100 * most:.2g} % allowed"
                 )
         else:
             limit = bounds.get("numbers_rms", bounds.get("golden", 0.0))
@@ -80,17 +98,118 @@ def numbers(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
                 )
     if problems:
         return Finding(gate="numbers", verdict=FAIL, message="; ".join(problems), figures=figures)
-    if "numbers_units" in bounds and reference.exact is not None:
+    if "numbers_units" in bounds and exact is not None:
         message = f"error {worst:.2g} units of PyTorch's own float32 error ({bounds['numbers_units']:g} allowed)"
     else:
         message = f"error {100 * worst:.3g} % of the outputs' spread, RMS"
-    return Finding(gate="numbers", verdict=PASS, message=message, figures=figures)
+    return Finding(gate="numbers", verdict=PASS, message=message + tied, figures=figures)
+
+
+def _misfit(name: str, candidate: Candidate, reference: Reference, images: int) -> str:
+    """Why an output cannot be compared; empty where it can.
+
+    Both sides may hold the first of the images only: as many as memory or the bundle had room for, each its own number.
+    But a candidate that has room for more and tells of fewer images than it was shown has lost some.
+    """
+    if name not in candidate.outputs:
+        return f"output '{name}' is missing"
+    ours, theirs = candidate.outputs[name], reference.outputs[name]
+    if ours.shape[1:] != theirs.shape[1:]:
+        return f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}"
+    # what the next batch would have held, at the most
+    room = OUTPUT_BYTES - (len(ours) + MAX_BATCH) * sum(v[:1].nbytes for v in candidate.outputs.values())
+    if len(ours) > images or (len(ours) < images and room >= 0) or not len(ours):
+        return f"output '{name}' has {len(ours)} rows for {images} images: the graph loses images of a batch"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """Outputs whose rows were chosen by score, row beside row.
+
+    float32 candidates: where two places score alike, rounding decides which is chosen, and in a transformer every row of
+    that image feels it. Such an image says nothing of rounding: it is set aside, and the share of them is bounded.
+    """
+
+    ours: Mapping[str, np.ndarray]
+    theirs: Mapping[str, np.ndarray]
+    exact: Mapping[str, np.ndarray] | None
+    where: np.ndarray | None
+    """(N, A) bool: which rows are compared; None for all."""
+    figures: Mapping[str, Any]
+    problems: Sequence[str]
+    tied: str
+    """What was set aside, to go on a message; empty where nothing was."""
+
+
+def _pair(
+    ours: Mapping[str, np.ndarray],
+    theirs: Mapping[str, np.ndarray],
+    exact: Mapping[str, np.ndarray] | None,
+    half: TaskHalf,
+    bounds: Mapping[str, float],
+) -> _Pairs | None:
+    """None where rows stand for the same as they are, or cannot be paired, not being numbers."""
+    count = min(rows_in(ours), rows_in(theirs))
+    ours, theirs = ({n: v[:count] for n, v in o.items()} for o in (ours, theirs))
+    if not all(np.isfinite(v).all() for v in ours.values()):
+        return None
+    aligned = half.aligned(ours, theirs)
+    if aligned is None:
+        return None
+    problems = []
+    figures: dict[str, Any] = {"matter": aligned.matter, "paired": 1 - aligned.lost}
+    least = bounds.get("rows_paired", 1.0)
+    if not figures["paired"] >= least:
+        problems.append(
+            f"{100 * aligned.lost:.3g} % of the {aligned.matter} rows that matter have no partner, {100 * (1 - least):.3g} % allowed"
+        )
+    ours, where, tied = {**ours, **aligned.outputs}, aligned.paired.copy(), ""
+    if "images_tied" not in bounds:
+        return _Pairs(ours=ours, theirs=theirs, exact=None, where=where, figures=figures, problems=problems, tied=tied)
+    settled = _settled(ours, theirs, where)
+    if exact is not None:
+        exact = {n: v[:count] for n, v in exact.items()}
+        first = {n: v[: rows_in(exact)] for n, v in theirs.items()}
+        truth = half.aligned(exact, first)
+        assert truth is not None
+        exact = {**exact, **truth.outputs}
+        settled[: len(truth.paired)] &= _settled(exact, first, truth.paired)
+        where[: len(truth.paired)] &= truth.paired
+    aside = count - int(settled.sum())
+    figures["images_tied"] = aside
+    if aside > max(1, bounds["images_tied"] * count) or aside == count:
+        problems.append(
+            f"in {aside} of {count} images rows differ by more than rounding, which {100 * bounds['images_tied']:g} % may "
+            "where places score alike"
+        )
+    elif aside:
+        tied = f"; {aside} of {count} images set aside, where places score alike and rounding chose others"
+        ours, theirs = ({n: v[settled] for n, v in o.items()} for o in (ours, theirs))
+        where = where[settled]
+        if exact is not None:
+            exact = {n: v[settled[: len(v)]] for n, v in exact.items()} if settled[: rows_in(exact)].any() else None
+    return _Pairs(ours=ours, theirs=theirs, exact=exact, where=where, figures=figures, problems=problems, tied=tied)
+
+
+def _settled(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], paired: np.ndarray) -> np.ndarray:
+    """(N,) bool: of which images every row has its partner, as near as rounding leaves it."""
+    settled = paired.all(axis=1)
+    for name in ours:
+        a, b = (o[name].astype(np.float64).reshape(len(paired), -1) for o in (ours, theirs))
+        settled &= np.abs(a - b).max(axis=1) <= ROUNDING * _spread(b)
+    return np.asarray(settled)
 
 
 def compare(
-    ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray | None = None, floor: float = 0.0, least: float = 0.0
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    exact: np.ndarray | None = None,
+    floor: float = 0.0,
+    least: float = 0.0,
+    where: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Figures on one output, (N, …) each.
+    """Figures on one output, (N, …) each; with ``where``, bool of the first axes' shape, on those values alone.
 
     ``max_abs`` and ``mean_abs`` in the output's own unit; ``rms_share``: RMS error / RMS of the reference about
     its per-sample mean (shift of all logits changes nothing); ``cosine``; ``psnr_db`` with the reference's range
@@ -101,12 +220,17 @@ def compare(
     broken = int(a.size - np.isfinite(a).sum())
     if broken:
         return {"not_finite": broken}
-    error = np.abs(a - b)
-    centred = b - b.mean(axis=1, keepdims=True)
-    spread = float(np.sqrt((centred**2).mean())) or float(np.sqrt((b**2).mean())) or 1.0
+    spread, peak = _spread(b), float(b.max() - b.min())
+    judged = np.s_[:, :]
+    if where is not None:
+        whole = where.reshape(where.shape + (1,) * (theirs.ndim - where.ndim))
+        judged = np.broadcast_to(whole, theirs.shape).reshape(b.shape)
+        a, b = np.where(judged, a, 0.0), np.where(judged, b, 0.0)
+    error = np.abs(a - b)[judged]
+    if not error.size:
+        error = np.zeros(1)
     rms = float(np.sqrt((error**2).mean()))
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    peak = float(b.max() - b.min())
     found: dict[str, Any] = {
         "not_finite": 0,
         "max_abs": float(error.max()),
@@ -119,14 +243,21 @@ def compare(
         "histogram": _histogram(error),
     }
     if exact is not None:
-        truth = exact.astype(np.float64).reshape(len(exact), -1)
+        truth = exact[: len(a)].astype(np.float64).reshape(min(len(a), len(exact)), -1)
         # the exact outputs may cover the first samples only, being slow to compute
-        a, b = a[: len(truth)], b[: len(truth)]
-        unit_max = max(float(np.abs(b - truth).max()), floor * spread, least, np.finfo(np.float64).tiny)
-        unit_mean = max(float(np.abs(b - truth).mean()), floor * spread / 8, least, np.finfo(np.float64).tiny)
+        first = judged if where is None else judged[: len(truth)]
+        off, own = (np.abs(o[: len(truth)] - truth)[first] for o in (a, b))
+        unit_max = max(float(own.max(initial=0)), floor * spread, least, np.finfo(np.float64).tiny)
+        unit_mean = max(float(own.mean()), floor * spread / 8, least, np.finfo(np.float64).tiny)
         found["unit"] = unit_max
-        found["units"] = max(float(np.abs(a - truth).max()) / unit_max, float(np.abs(a - truth).mean()) / unit_mean)
+        found["units"] = max(float(off.max(initial=0)) / unit_max, float(off.mean()) / unit_mean)
     return found
+
+
+def _spread(values: np.ndarray) -> float:
+    """Root mean square of (N, M) float64 about each sample's own mean; where that is 0, about 0; where that is 0, 1."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    return float(np.sqrt((centred**2).mean())) or float(np.sqrt((values**2).mean())) or 1.0
 
 
 def _histogram(error: np.ndarray) -> dict[str, Any]:
@@ -171,6 +302,14 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
             message="accuracy was not judged: no labelled data was given (--data DIR)",
         )
     half = samples.half
+    for who, results in (("candidate", candidate.results), ("reference", reference.results)):
+        if len(results) != len(samples.targets):
+            return Finding(
+                gate="accuracy",
+                verdict=FAIL,
+                message=f"the {who} gave {len(results)} results for {len(samples.targets)} images: "
+                "the graph loses images of a batch",
+            )
     margin = candidate.tolerances["accuracy_drop"]
     ours = half.sample_scores(candidate.results, samples.targets)
     theirs = half.sample_scores(reference.results, samples.targets)
@@ -197,9 +336,7 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
     if half.metric_name != half.score_name:  # what belongs to the whole set has no pairs: it is told, not judged
         whole = {}
         for who, results in (("candidate", candidate.results), ("reference", reference.results)):
-            meter = half.meter(samples.labels)
-            for start in range(0, count, 16):
-                meter.update(results[start : start + 16], samples.targets[start : start + 16])
+            meter = measure(half, samples.labels, results, samples.targets)
             whole[who] = float(meter.compute()[half.metric_name])
         figures["whole_set"] = {"metric": half.metric_name, **whole}
         figures["differences"] = half.differences(candidate.results, reference.results)
@@ -235,24 +372,28 @@ def samples_needed(differences: np.ndarray, margin: float) -> int:
 
 
 def latency(candidate: Candidate, reference: Reference, samples: Samples) -> Finding:
-    """Batch-1 latency of both, in turn within one run; the ratio of medians is judged, never an absolute time."""
+    """Batch-1 latency of both, in turn within one run; the ratio of medians is judged, never an absolute time.
+
+    Not judged where another library stands in for the artefact's own, nor where the reference cannot be run.
+    """
+    if candidate.stand_in:
+        return _not_judged(f"latency was not judged: {candidate.stand_in}")
     if candidate.call is None or reference.call is None or not len(samples.tensors):
-        return Finding(gate="latency", verdict=SKIPPED, message="latency was not judged: nothing to compare with here")
+        return _not_judged("latency was not judged: nothing to compare with here")
     bound = candidate.tolerances["latency_ratio"]
-    found = interleave({"candidate": candidate.call, "reference": reference.call}, samples.tensors)
+    found = interleave(
+        {"candidate": candidate.call, "reference": reference.call}, samples.tensors, warmup=warmup_calls(candidate)
+    )
     ours, theirs = found["candidate"], found["reference"]
     ratio = float(np.median(ours) / np.median(theirs))
     low, high = _ratio_interval(ours, theirs)
-    figures: dict[str, Any] = {
+    figures = {
         "ratio_p50": ratio,
         "interval_95": [low, high],
         "bound": bound,
-        "candidate_ms": percentiles(ours),
         "reference_ms": percentiles(theirs),
-        "rounds": len(ours),
-        "batch": 1,
-        "candidate_device": candidate.device,
         "reference_device": reference.device,
+        **_measured(candidate, ours, samples.tensors),
     }
     said = (
         f"p50 {figures['candidate_ms']['p50']:.3g} ms against {figures['reference_ms']['p50']:.3g} ms: "
@@ -265,6 +406,65 @@ def latency(candidate: Candidate, reference: Reference, samples: Samples) -> Fin
     else:
         verdict, said = INCONCLUSIVE, said + ": too noisy to say, measure again on an idle machine"
     return Finding(gate="latency", verdict=verdict, message=said, figures=figures)
+
+
+def told_latencies(candidates: Sequence[Candidate], tensors: np.ndarray) -> dict[str, Finding]:
+    """Batch-1 latency of several artefacts, in turn within one run, where PyTorch is not at hand: told, not judged.
+
+    By name; the ratio is to the first float32 one, or to the first. Stand-ins are left out: see :func:`latency`.
+    """
+    timed = {c.name: c for c in candidates if c.call is not None and not c.stand_in}
+    if not timed or not len(tensors):
+        return {}
+    base = next((c.name for c in timed.values() if c.precision == "fp32"), next(iter(timed)))
+    warmup = max(warmup_calls(c) for c in timed.values())
+    times = interleave({name: c.call for name, c in timed.items()}, tensors, warmup=warmup, seconds=3.0 + len(timed))
+    told = {}
+    for name, candidate in timed.items():
+        ratio = float(np.median(times[name]) / np.median(times[base]))
+        figures = {
+            "ratio_p50": ratio,
+            "interval_95": list(_ratio_interval(times[name], times[base])),
+            "bound": None,
+            "reference_ms": percentiles(times[base]),
+            "reference_device": f"{timed[base].device}, artefact {base}",
+            **_measured(candidate, times[name], tensors, warmup),
+        }
+        ms = figures["candidate_ms"]
+        beside = f", x{ratio:.2f} of artefact {base}" if name != base else ""
+        events = f" ({figures['device_ms']['p50']:.3g} ms by the device's events)" if "device_ms" in figures else ""
+        told[name] = _not_judged(
+            f"p50 {ms['p50']:.3g} ms{events}, p99 {ms['p99']:.3g} ms on {candidate.device}{beside}: "
+            "told, not judged, for PyTorch is not at hand",
+            figures,
+        )
+    return told
+
+
+def _not_judged(message: str, figures: Mapping[str, Any] | None = None) -> Finding:
+    return Finding(gate="latency", verdict=SKIPPED, message=message, figures=figures or {})
+
+
+def warmup_calls(candidate: Candidate) -> int:
+    """Calls before any is counted: a GPU takes some tens until its clocks are up, and builds kernels in the first."""
+    return 3 if candidate.time_ms is None else 20
+
+
+def _measured(candidate: Candidate, times_ms: np.ndarray, tensors: np.ndarray, warmup: int = 0) -> dict[str, Any]:
+    """What a latency must carry to mean anything. The clocks are read now, while they are still up."""
+    figures: dict[str, Any] = {
+        "candidate_ms": percentiles(times_ms),
+        "candidate_device": candidate.device,
+        "rounds": len(times_ms),
+        "warmup": warmup or warmup_calls(candidate),
+        "batch": 1,
+        "threads": candidate.threads or cores(),
+    }
+    if candidate.time_ms is not None:
+        own = [candidate.time_ms(tensors[i % len(tensors)][None]) for i in range(min(50, len(times_ms)))]
+        figures["device_ms"] = percentiles(np.asarray(own))
+    now = clocks()
+    return {**figures, "clocks": now} if now else figures
 
 
 def interleave(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .. import __version__
 from ..errors import ImageError
 from ..files import dump_json, write_text
 from ..inputs import Source, read_image
@@ -23,9 +27,17 @@ from ..tasks import TaskHalf
 from . import FAIL, INCONCLUSIVE, PASS, SKIPPED, Candidate, Finding, Reference, Samples
 from .golden import Stage
 
-__all__ = ["ArtifactReport", "Flip", "Report", "find_flips"]
+__all__ = ["STATUSES", "ArtifactReport", "Flip", "Report", "find_flips"]
 
 MAX_FLIPS = 24
+RECORD_SCHEMA = 1
+
+STATUSES = {
+    "prepared": "the graph is ready for the device's own library, and only the graph was executed here",
+    "built": "it runs on the device that is named; not every gate was judged and passed there",
+    "verified": "it ran on the device that is named: numbers and accuracy passed, and its latency was measured there",
+}
+"""What the words for an artefact's state mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,38 @@ class ArtifactReport:
     device: str = ""
     waived: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = ""
+    """Name of the runtime that opened it."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """By runtime that would have been better, why it did not open it."""
+    stand_in: str = ""
+    """What executed it in place of its own runtime, and what that says; empty where its own did."""
+    bisection: Mapping[str, Any] = field(default_factory=dict)
+    """Where it parts from the fp32 graph, as ``zoo_export.bisect.Bisection.to_dict`` tells it; empty where nobody asked."""
+
+    @property
+    def status(self) -> str:
+        """``prepared``, ``built`` or ``verified``: what this run proved of the artefact, see :data:`STATUSES`.
+
+        Verified are those whose numbers and accuracy passed, on their own runtime, where no other gate said no or did
+        not know, and whose latency was measured, be it judged or only told.
+        """
+        if self.stand_in or not self.device:
+            return "prepared"
+        verdicts = self.gates()
+        judged = all(verdicts.get(gate) == PASS for gate in ("numbers", "accuracy"))
+        rest = {f.gate: f for f in self.findings if f.verdict != PASS}
+        measured = bool(self._figures("latency"))
+        told = set(rest) <= {"latency"} and all(f.verdict == SKIPPED for f in rest.values())
+        return "verified" if judged and measured and told and all(self.stages) else "built"
+
+    @property
+    def verified_on(self) -> str:
+        """The device, where the status is ``verified``."""
+        return self.device if self.status == "verified" else ""
+
+    def _figures(self, gate: str) -> Mapping[str, Any]:
+        return next((f.figures for f in self.findings if f.gate == gate), {})
 
     @property
     def verdict(self) -> str:
@@ -88,11 +132,17 @@ class ArtifactReport:
             "format": self.format,
             "verdict": self.verdict,
             "bytes": self.bytes,
+            "runtime": self.runtime,
             "device": self.device,
+            "status": self.status,
+            "verified_on": self.verified_on,
+            "stand_in": self.stand_in,
+            "lost": dict(self.lost),
             "waived": self.waived,
             "findings": [f.to_dict() for f in self.findings],
             "selftest": [s.to_dict() for s in self.stages],
             "notes": dict(self.notes),
+            "bisection": dict(self.bisection),
         }
 
 
@@ -109,6 +159,8 @@ class Report:
     flips: Sequence[Flip] = ()
     statements: Sequence[str] = ()
     """Plain sentences that a reader must not miss: ``Accuracy was not judged …``."""
+    bundle: Mapping[str, Any] = field(default_factory=dict)
+    """Which bundle was judged: name, sha256 of the manifest and of each artefact; empty while it is being made."""
 
     @property
     def failed(self) -> list[ArtifactReport]:
@@ -135,6 +187,26 @@ class Report:
                 for f in self.flips
             ],
             "machine": dict(self.machine),
+            "bundle": dict(self.bundle),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What a machine found about a bundle, for whoever keeps such records: figures, status and machine of each
+        artefact, and which bundle it was. Neither images nor their names are in it. JSON-ready.
+        """
+        whole = self.to_dict()
+        for key in ("flips", "subject"):
+            del whole[key]
+        for artifact in whole["artifacts"]:
+            for key in ("notes", "bisection"):
+                del artifact[key]
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return {
+            "record": "zoo verify",
+            "schema": RECORD_SCHEMA,
+            "made_by": f"edgezoo {__version__}",
+            "at": now,
+            **whole,
         }
 
     def write(self, folder: Path) -> Path:
@@ -216,6 +288,10 @@ text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numer
 .flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem;overflow-wrap:anywhere}
 .flips img{width:112px;image-rendering:auto;display:block}.flips .wide{width:47rem}
 .flips .wide img{width:22.5rem;display:inline-block;margin-right:.5rem}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
+dl{display:grid;grid-template-columns:max-content auto;gap:.1rem .8rem;margin:.6rem 0}dt{font-weight:600}dd{margin:0}
+.bar{display:inline-block;height:.7em;background:#4a78b5;vertical-align:middle;min-width:1px}.bar.int8{background:#2e7d32}
+.bar.fp16,.bar.bf16{background:#b26a00}.bar.fp32{background:#8886}.off{background:#c6282822}summary{cursor:pointer}
+.long{overflow-wrap:anywhere}
 """
 
 
@@ -229,6 +305,7 @@ def render(report: Report) -> str:
     ]
     parts += [f"<p class=say>{escape(text)}</p>" for text in report.statements]
     parts.append(_summary(report.artifacts))
+    parts.append(f"<dl>{''.join(f'<dt>{word}</dt><dd>{escape(text)}</dd>' for word, text in STATUSES.items())}</dl>")
     for artifact in report.artifacts:
         parts.append(_section(artifact))
     if report.flips:
@@ -237,10 +314,18 @@ def render(report: Report) -> str:
         parts.append("</div>")
     parts.append("<h2>Machine</h2><table>")
     for key, value in report.machine.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        parts.append(f"<tr><th>{escape(str(key))}<td>{escape(shown)}")
+        parts.append(f"<tr><th>{escape(str(key))}<td>{escape(_plain(value))}")
     parts.append("</table>")
     return "\n".join(parts) + "\n"
+
+
+def _plain(value: Any) -> str:
+    """A JSON value in a line: ``edgezoo 0.1.0, numpy 2.4.0``."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(_plain(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _verdict(word: str) -> str:
@@ -249,12 +334,16 @@ def _verdict(word: str) -> str:
 
 def _summary(artifacts: Sequence[ArtifactReport]) -> str:
     gates = list(dict.fromkeys(f.gate for a in artifacts for f in a.findings))
-    rows = ["<table><tr><th>artefact<th class=n>size" + "".join(f"<th>{escape(g)}" for g in gates) + "<th>verdict"]
+    rows = [
+        "<table><tr><th>artefact<th class=n>size" + "".join(f"<th>{escape(g)}" for g in gates) + "<th>verdict<th>status"
+    ]
     for a in artifacts:
         verdicts = a.gates()
         cells = "".join(f"<td>{_verdict(verdicts[g]) if g in verdicts else ''}" for g in gates)
         waived = f"<br>waived: {escape(a.waived)}" if a.waived else ""
-        rows.append(f"<tr><td>{escape(a.name)}<td class=n>{_size(a.bytes)}{cells}<td>{_verdict(a.verdict)}{waived}")
+        rows.append(
+            f"<tr><td>{escape(a.name)}<td class=n>{_size(a.bytes)}{cells}<td>{_verdict(a.verdict)}{waived}<td>{a.status}"
+        )
     return "".join(rows) + "</table>"
 
 
@@ -262,8 +351,22 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
+_TOLD_APART = ("layers", "plan", "lint", "calibration_concerns")
+"""Notes that have a table of their own."""
+
+
 def _section(artifact: ArtifactReport) -> str:
-    parts = [f"<h2>{escape(artifact.name)}</h2><table>"]
+    parts = [f"<h2>{escape(artifact.name)}</h2>"]
+    if artifact.device:
+        parts.append(f"<p class=dim>{escape(artifact.status)}; opened on {escape(artifact.device)}</p>")
+    if artifact.stand_in:
+        parts.append(f"<p class=say>{escape(artifact.stand_in[:1].upper() + artifact.stand_in[1:])}.</p>")
+    if artifact.lost:
+        rows = "".join(f"<tr><td>{escape(k)}<td>{escape(v)}" for k, v in artifact.lost.items())
+        parts.append(
+            f"<details><summary>Runtimes that did not open it</summary><table><tr><th>runtime<th>why not{rows}</table></details>"
+        )
+    parts.append("<table>")
     for stage in artifact.stages:
         if not stage:
             parts.append(f"<tr><th>self-test: {escape(stage.stage)}<td>{_verdict(FAIL)}<td>{escape(stage.message)}")
@@ -274,10 +377,162 @@ def _section(artifact: ArtifactReport) -> str:
         drawer = {"numbers": _numbers, "accuracy": _accuracy, "latency": _latency}.get(finding.gate)
         if drawer and finding.figures:
             parts.append(drawer(finding.figures))
-    if artifact.notes:
-        notes = escape(json.dumps(dict(artifact.notes), indent=1, ensure_ascii=False, default=str))
-        parts.append(f"<details><summary>How it was made</summary><pre>{notes}</pre></details>")
+    if artifact.bisection:
+        parts.append(_bisection(artifact.bisection))
+    notes = artifact.notes
+    parts += [_concerns(notes.get("calibration_concerns")), _lint(notes.get("lint"))]
+    parts += [_layers(notes.get("layers")), _plan(notes.get("plan"))]
+    rest = {key: value for key, value in notes.items() if key not in _TOLD_APART}
+    if rest:
+        text = escape(json.dumps(rest, indent=1, ensure_ascii=False, default=str))
+        parts.append(f"<details><summary>How it was made</summary><pre>{text}</pre></details>")
     return "".join(parts)
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list in the notes, which an exporter of anybody's may have written."""
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _cell(value: Any) -> str:
+    return f"<td>{'-' if value in (None, '') else escape(str(value))}"
+
+
+def _concerns(value: Any) -> str:
+    """What was found wrong with the calibration images."""
+    rows = _rows(value)
+    if not rows:
+        return ""
+    cells = "".join(f"<tr>{_cell(r.get('severity'))}{_cell(r.get('message'))}" for r in rows)
+    return f"<h3>The calibration set</h3><table>{cells}</table>"
+
+
+def _lint(value: Any) -> str:
+    """The linter's findings, folded away."""
+    rows = _rows(value)
+    if not rows:
+        return ""
+    cells = "".join(
+        f"<tr>{_cell(r.get('severity'))}{_cell(r.get('rule'))}<td class=long>{escape(str(r.get('module') or r.get('node') or '-'))}"
+        f"<td>{escape(str(r.get('what', '')))}<td>{escape(str(r.get('cure', '')))}"
+        for r in rows
+    )
+    errors = sum(r.get("severity") == "error" for r in rows)
+    told = f"{len(rows)} remark{'s' if len(rows) > 1 else ''} of the linter" + (f", {errors} errors" if errors else "")
+    return f"<details><summary>{told}</summary><table><tr><th>severity<th>rule<th>where<th>what<th>cure{cells}</table></details>"
+
+
+def _layers(value: Any) -> str:
+    """Which precision was asked for, which the graph has, and which the engine; those that differ are marked."""
+    rows = _rows(value)
+    if not rows:
+        return ""
+    columns = ["requested", "graph", "parsed", "built"]
+    columns = [c for c in columns if c in ("requested", "graph") or any(r.get(c) for r in rows)]
+    cells = []
+    for r in rows:
+        off = " class=off" if _differs(r) else ""
+        where = r.get("module") or r.get("layer") or "-"
+        cells.append(f"<tr{off}><td class=long title='{escape(str(r.get('layer', '')))}'>{escape(str(where))}")
+        cells += [_cell(r.get(c)) for c in columns]
+    kinds = Counter(str(r.get("built") or r.get("graph") or "-") for r in rows)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    marked = sum(map(_differs, rows))
+    differ = f"; {marked} are not what was asked for throughout" if marked else ""
+    heads = "".join(f"<th>{c}" for c in columns)
+    return (
+        f"<details><summary>Precision of the {len(rows)} layers: {escape(told)}{differ}</summary>"
+        f"<table><tr><th>layer{heads}{''.join(cells)}</table></details>"
+    )
+
+
+def _differs(layer: Mapping[str, Any]) -> bool:
+    """Whether a layer is not what was asked for, in the graph or after it. A parser shows the type that a layer gives
+    out, which for int8 is a float; of a mixed plan anything was asked."""
+    asked, graph, parsed, built = (layer.get(k) for k in ("requested", "graph", "parsed", "built"))
+    pairs = [(asked if asked != "mixed" else graph, graph), (graph, built)]
+    if graph in ("fp16", "bf16"):
+        pairs.append((graph, parsed))
+    return any(a and b and a != b for a, b in pairs)
+
+
+def _plan(value: Any) -> str:
+    """The plan of a mixed artefact: what each layer computes in, its share of the work, and what int8 would do to it."""
+    rows = _rows(value.get("layers")) if isinstance(value, Mapping) else _rows(value)
+    if not rows:
+        return ""
+    cells = []
+    for r in rows:
+        precision, share, noise = str(r.get("precision", "")), r.get("macs_share"), r.get("sqnr_db")
+        bar = ""
+        if isinstance(share, (int, float)):
+            bar = f"<span class='bar {escape(precision)}' style='width:{min(100.0, 100 * share):.1f}%'></span>"
+        cells.append(
+            f"<tr><td class=long>{escape(str(r.get('module') or r.get('layer') or '-'))}{_cell(precision)}"
+            f"<td class=n>{'-' if share is None else f'{100 * share:.1f} %'}<td style='width:30%'>{bar}"
+            f"<td class=n>{_number(noise)}"
+        )
+    facts = {k: v for k, v in value.items() if k != "layers"} if isinstance(value, Mapping) else {}
+    told = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_plain(v))}</dd>" for k, v in facts.items())
+    return (
+        f"<details open><summary>The plan, layer by layer</summary>{f'<dl>{told}</dl>' if told else ''}"
+        "<table><tr><th>layer<th>precision<th class=n>share of the work<th>"
+        f"<th class=n>signal to noise of int8, dB{''.join(cells)}</table></details>"
+    )
+
+
+_DECADES = (-7, 1)
+"""The error of a layer is drawn from 1e-7 to 10 times its RMS."""
+
+
+def _bisection(found: Mapping[str, Any]) -> str:
+    """Each layer's error along the network, and the layers that add most by themselves."""
+    layers = _rows(found.get("layers"))
+    low, high = _DECADES
+    width, height = 900, 170
+
+    def y(share: Any) -> float:
+        power = high if share is None else math.log10(share) if share > 0 else low
+        return 10 + height * (high - min(high, max(low, power))) / (high - low)
+
+    def x(index: int) -> float:
+        return 40 + width * (index + 0.5) / max(1, len(layers))
+
+    marks = "".join(
+        f"<text x=0 y={y(10.0**d) + 4:.0f}>1e{d}</text>"
+        f"<line x1=40 x2={40 + width} y1={y(10.0**d):.1f} y2={y(10.0**d):.1f} stroke=currentColor opacity=.12 />"
+        for d in range(low, high + 1, 2)
+    )
+    line = " ".join(f"{x(i):.1f},{y(r.get('error')):.1f}" for i, r in enumerate(layers))
+    dots = "".join(
+        f"<circle cx={x(i):.1f} cy={y(r.get('error')):.1f} r=3 fill=#4a78b5><title>{escape(_where(r))}: "
+        f"{_share(r.get('error'))}</title></circle>"
+        f"<rect x={x(i) - 1:.1f} width=2 y={y(r.get('added')):.1f} height={10 + height - y(r.get('added')):.1f} fill=#4a78b5 opacity=.3 />"
+        for i, r in enumerate(layers)
+    )
+    bound = y(found.get("bound"))
+    rows = "".join(
+        f"<tr><td class=long>{escape(_where(r))}<td class=n>{_share(r.get('added'))}<td class=n>{_share(r.get('error'))}"
+        for r in _rows(found.get("worst"))
+    )
+    return (
+        f"<h3>Where it parts from {escape(str(found.get('reference', 'the fp32 graph')))}</h3>"
+        f"<p class=say>{escape(str(found.get('message', '')))}</p>"
+        f"<figure><svg width={60 + width} height={height + 25} role=img>{marks}"
+        f"<line x1=40 x2={40 + width} y1={bound:.1f} y2={bound:.1f} stroke=#c62828 stroke-dasharray='4 3' />"
+        f"<polyline points='{line}' fill=none stroke=#4a78b5 />{dots}</svg>"
+        "<figcaption class=dim>error of each layer as a share of its RMS, in the order of the network (line), and what the "
+        "layer adds by itself (bars); the dashed line is what is allowed</figcaption></figure>"
+        f"<table><tr><th>layers that add most<th class=n>by itself<th class=n>in all{rows}</table>"
+    )
+
+
+def _where(layer: Mapping[str, Any]) -> str:
+    return str(layer.get("module") or layer.get("node") or "-")
+
+
+def _share(value: Any) -> str:
+    return "not finite" if value is None else f"{100 * value:.3g} %"
 
 
 def _number(value: Any) -> str:
@@ -358,15 +613,20 @@ def _whole_set(figures: Mapping[str, Any]) -> str:
 
 
 def _latency(figures: Mapping[str, Any]) -> str:
-    rows = ["<table><tr><th>batch 1<th class=n>p50, ms<th class=n>p90<th class=n>p99<th>on"]
-    for who in ("candidate", "reference"):
-        ms = figures[f"{who}_ms"]
+    rows = [f"<table><tr><th>batch {figures['batch']}<th class=n>p50, ms<th class=n>p90<th class=n>p99<th>on"]
+    lines = [("candidate", figures["candidate_ms"], figures["candidate_device"])]
+    if "device_ms" in figures:
+        lines.append(("the device alone, by its events", figures["device_ms"], figures["candidate_device"]))
+    lines.append(("reference", figures["reference_ms"], figures["reference_device"]))
+    for who, ms, device in lines:
         cells = "".join(f"<td class=n>{ms[p]:.3g}" for p in ("p50", "p90", "p99"))
-        rows.append(f"<tr><td>{who}{cells}<td>{escape(figures[f'{who}_device'])}")
+        rows.append(f"<tr><td>{who}{cells}<td>{escape(device)}")
     low, high = figures["interval_95"]
+    clocks = f" Clocks: {escape(_plain(figures['clocks']))}." if figures.get("clocks") else ""
     return (
         "".join(rows) + f"</table><p class=dim>x{figures['ratio_p50']:.3f} (95 %: {low:.3f} to {high:.3f}), "
-        f"{figures['rounds']} rounds in turn after a warm-up.</p>"
+        f"{figures['rounds']} rounds in turn after {figures.get('warmup', 3)} calls of warm-up, "
+        f"{figures.get('threads', 'all')} CPU threads.{clocks}</p>"
     )
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import ArtifactEntry, Bundle
 from ..data import Dataset
-from ..errors import DataError
+from ..errors import DataError, ZooError
+from ..files import sha256_bytes
 from ..inputs import Source, prepare_batch
-from ..lookup import find_task
+from ..lookup import find, find_task
 from ..machine import machine
+from ..runtime.choosing import why_not
 from ..runtime.predictor import Predictor, open_artifact, open_half
-from ..specs import Task
+from ..specs import Runtime, Task
 from ..tasks import TaskHalf
-from . import FAIL, Candidate, Finding, Reference, Samples
-from .evidence import Batch, observe, prepared_batches
+from . import FAIL, PASS, SKIPPED, Candidate, Finding, Reference, Samples
+from .evidence import Batch, observe, prepared_batches, stand_in
+from .gates import compare, told_latencies
 from .golden import Stage, golden_arrays, selftest
 from .reference import StoredReference, load_reference, take
 from .report import ArtifactReport, Flip, Report, find_flips
@@ -80,28 +84,45 @@ def verify_bundle(
     broken = [s for s in stages if not s and not s.artifact]
     if any(s.stage in ("manifest", "files") for s in broken):
         failed = [_report(bundle, n, [], [s for s in stages if not s]) for n in names]
-        return Report(subject=bundle.name, reference="-", samples="-", artifacts=failed, machine=machine())
+        return Report(
+            subject=bundle.name,
+            reference="-",
+            samples="-",
+            artifacts=failed,
+            machine=machine(),
+            bundle=_identity(bundle),
+        )
     basis = _basis(bundle, task, half, data, network, exact_network, network_name, progress)
-    stand_in: Reference | None = None
+    substitute: Reference | None = None
     reports: list[ArtifactReport] = []
     flips: list[Flip] = []
-    for name in sorted(names, key=lambda n: bundle.artifacts[n].precision != "fp32"):
+    ran: list[Candidate] = []
+    statements = list(basis.statements)
+    for name in sorted(names, key=lambda n: _rank(bundle.artifacts[n])):
         own = [s for s in stages if s.artifact in ("", name)]
         if any(s.stage == "open" and not s for s in own):
             reports.append(_report(bundle, name, [], own))
             continue
-        predictor = open_artifact(bundle, name, threads=threads)
         try:
-            candidate = _candidate(predictor, basis, task, max_drop)
+            predictor = open_artifact(bundle, name, threads=threads)
+        except ZooError as error:
+            finding = Finding(gate="numbers", verdict=FAIL, message=f"the artefact does not open: {error}")
+            reports.append(_report(bundle, name, [finding], own))
+            continue
+        try:
+            candidate = _candidate(predictor, basis, task, max_drop, threads)
         except Exception as error:  # each runtime has exceptions of its own
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             finding = Finding(gate="numbers", verdict=FAIL, message=f"the artefact does not run: {line[:200]}")
             reports.append(_report(bundle, name, [finding], own, predictor))
             continue
-        reference = basis.reference or stand_in
+        ran.append(candidate)
+        if candidate.stand_in:
+            statements.append(f"{name} was {candidate.stand_in}.")
+        reference = basis.reference or substitute
         if reference is None:
             # without a call: the latency bound is a share of PyTorch's time, and this is not PyTorch
-            stand_in = Reference(
+            substitute = Reference(
                 name=f"artefact {name}",
                 outputs=candidate.outputs,
                 results=candidate.results,
@@ -109,17 +130,103 @@ def verify_bundle(
             )
             reports.append(_report(bundle, name, [], own, predictor))
             continue
-        findings = get_registry().verify(candidate, reference, basis.samples)
+        findings = [*get_registry().verify(candidate, reference, basis.samples)]
+        findings += _engine_finding(predictor, candidate, basis.samples, threads)
         flips += find_flips(candidate, reference, basis.samples, basis.images, bundle.input)
         reports.append(_report(bundle, name, findings, own, predictor))
+    if basis.reference is None or basis.reference.call is None:
+        told = told_latencies(ran, basis.samples.tensors)
+        reports = [_with_latency(r, told[r.name]) if r.name in told else r for r in reports]
     return Report(
         subject=bundle.name,
-        reference=basis.reference.name if basis.reference else stand_in.name if stand_in else "-",
+        reference=basis.reference.name if basis.reference else substitute.name if substitute else "-",
         samples=basis.samples.source,
         artifacts=reports,
         machine=machine(),
         flips=flips,
-        statements=basis.statements,
+        statements=statements,
+        bundle=_identity(bundle),
+    )
+
+
+def _rank(entry: ArtifactEntry) -> tuple[bool, bool]:
+    """The plain fp32 graph first: what the others are compared with where PyTorch left nothing."""
+    return entry.precision != "fp32", entry.format != "onnx"
+
+
+def _with_latency(report: ArtifactReport, told: Finding) -> ArtifactReport:
+    """The report with what was measured in place of the gate's word that there is nothing to compare with."""
+    others = [f for f in report.findings if f.gate != told.gate]
+    return replace(report, findings=[*others, told])
+
+
+def _identity(bundle: Bundle) -> dict[str, Any]:
+    """What tells this bundle from others, for a record that is read elsewhere."""
+    text = json.dumps(bundle.manifest, sort_keys=True, ensure_ascii=False).encode()
+    return {
+        "name": bundle.name,
+        "created": bundle.manifest.get("created", ""),
+        "architecture": bundle.manifest.get("architecture", ""),
+        "manifest_sha256": sha256_bytes(text),
+        "files": {a.name: bundle.manifest["files"][a.file]["sha256"] for a in bundle.artifacts.values()},
+    }
+
+
+def _downgrade(predictor: Predictor) -> list[Finding]:
+    """A failed finding where a runtime that works here could not open the artefact, or computed something else: another
+    took its place, which must not go unseen."""
+    if predictor.artifact.format == "onnx":
+        return []  # these run where they were judged, whatever else is installed
+    tried = {n: reason for n, reason in predictor.choice.lost.items() if not why_not(find(Runtime, n))}
+    return [
+        Finding(
+            gate="engine",
+            verdict=FAIL,
+            message=f"{name} works here, but {predictor.choice.runtime.name} took its place: {reason}",
+        )
+        for name, reason in list(tried.items())[:1]
+    ]
+
+
+def _engine_finding(predictor: Predictor, candidate: Candidate, samples: Samples, threads: int | None) -> list[Finding]:
+    """Where an engine ran: how far it is from what ONNX Runtime computes of the very graph that it was built of, which
+    tells a fault of the engine from a fault of the graph. Nothing where no engine ran, unless one could have.
+    """
+    entry = predictor.artifact
+    downgrade = _downgrade(predictor)
+    if downgrade or entry.format == "onnx" or candidate.stand_in or not entry.file.endswith(".onnx"):
+        return downgrade
+    bound = candidate.tolerances.get("engine", candidate.tolerances.get("numbers_rms", 0.0))
+
+    def finding(verdict: str, message: str, **figures: Any) -> list[Finding]:
+        return [Finding(gate="engine", verdict=verdict, message=message, figures=figures)]
+
+    try:
+        plain = open_artifact(predictor.bundle, entry.name, runtime="onnxruntime", threads=threads).session
+        theirs = plain.run(samples.tensors)
+    except Exception as error:  # not installed here, or it knows no kernel for a layer
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return finding(SKIPPED, f"the engine was not compared with its graph: {line[:200]}")
+    ours = predictor.session.run(samples.tensors)
+    worst, at = 0.0, ""
+    for name, value in theirs.items():
+        if name not in ours or ours[name].shape != value.shape:
+            return finding(FAIL, f"output '{name}' of the engine is not that of its graph")
+        if value.dtype.kind in "iub":
+            continue  # labels flip where two scores are equal; the floats that they come from are compared
+        found = compare(ours[name], value)
+        off = float("inf") if found["not_finite"] else found["rms_share"]
+        if off >= worst:
+            worst, at = off, name
+    told = f"'{at}' is off by {100 * worst:.2g} % of its spread from {plain.device} on the same graph"
+    return finding(
+        PASS if worst <= bound else FAIL,
+        f"{told} ({100 * bound:g} % allowed)",
+        rms_share=worst if worst != float("inf") else None,
+        bound=bound,
+        output=at,
+        images=len(samples.tensors),
+        graph_device=plain.device,
     )
 
 
@@ -135,12 +242,17 @@ def _report(
         stages=list(stages),
         bytes=bundle.manifest["files"][entry.file]["bytes"],
         device=predictor.session.device if predictor else "",
+        runtime=predictor.session.runtime if predictor else "",
+        lost=dict(predictor.choice.lost) if predictor else {},
+        stand_in=stand_in(entry.format, predictor.session) if predictor else "",
         waived=str(bundle.manifest.get("waived", {}).get(name, "")),
         notes=entry.notes,
     )
 
 
-def _candidate(predictor: Predictor, basis: _Basis, task: Task, max_drop: float | None) -> Candidate:
+def _candidate(
+    predictor: Predictor, basis: _Basis, task: Task, max_drop: float | None, threads: int | None
+) -> Candidate:
     seen = observe(predictor.session.run, basis.batches(), basis.samples.half, basis.samples.labels)
     return Candidate(
         name=predictor.artifact.name,
@@ -148,7 +260,10 @@ def _candidate(predictor: Predictor, basis: _Basis, task: Task, max_drop: float 
         outputs=seen.outputs,
         results=seen.results,
         call=predictor.session.run,
+        time_ms=getattr(predictor.session, "time_ms", None),
         device=predictor.session.device,
+        threads=threads,
+        stand_in=stand_in(predictor.artifact.format, predictor.session),
         tolerances=bounds(task, predictor.artifact.precision, max_drop=max_drop),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -11,10 +12,13 @@ if TYPE_CHECKING:
 
     from ..inputs import Frame
 
-__all__ = ["Meter", "Outputs", "TaskHalf"]
+__all__ = ["Aligned", "Meter", "Outputs", "TaskHalf", "measure", "rows_in"]
 
 Outputs = Mapping[str, "np.ndarray"]
 """Raw outputs of a network by name; the first axis of each is the batch."""
+
+FED_AT_ONCE = 16
+"""Results that a meter is given in one go: class maps are unpacked when they are asked for, and are large."""
 
 
 class Meter(Protocol):
@@ -31,6 +35,20 @@ class Meter(Protocol):
     def compute(self) -> dict[str, Any]:
         """The figures, JSON-ready: floats are shares of 1; ``images``; ``classes``: a list of per-class rows."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Aligned:
+    """Raw outputs whose rows a network chose from many, beside a reference that may have chosen others."""
+
+    outputs: Outputs
+    """The candidate's, each row where the reference has its partner; where that has none, the reference's own row."""
+    paired: np.ndarray
+    """(N, A) bool: whether the reference's row has a partner, and means a comparison."""
+    lost: float
+    """Of the rows of either that matter, the share without a partner, 0..1."""
+    matter: int
+    """How many those rows are, both networks' together."""
 
 
 class TaskHalf(Protocol):
@@ -56,6 +74,12 @@ class TaskHalf(Protocol):
     ) -> list[Any]:
         """Raw outputs of N images to N result records in the images' own pixels. ``judging`` keeps what a person
         would not be shown but a metric ranks: detections of low confidence."""
+        ...
+
+    def aligned(self, outputs: Outputs, reference: Outputs) -> Aligned | None:
+        """A candidate's outputs of N images beside a reference's of the same shapes, all values finite. None where a
+        row means the same in both as it stands, which is so wherever a network does not choose its rows by their
+        scores: there another order is a fault, and must be seen as one."""
         ...
 
     def shown(self, result: Any) -> Any:
@@ -97,3 +121,16 @@ class TaskHalf(Protocol):
     def draw(self, image: Image.Image, result: Any) -> Image.Image:
         """The result drawn on a copy of the image."""
         ...
+
+
+def measure(half: TaskHalf, labels: Sequence[str], results: Sequence[Any], targets: Sequence[Any]) -> Meter:
+    """A meter of the task that was fed N results, some at a time, with their N targets."""
+    meter = half.meter(labels)
+    for start in range(0, len(results), FED_AT_ONCE):
+        meter.update(results[start : start + FED_AT_ONCE], targets[start : start + FED_AT_ONCE])
+    return meter
+
+
+def rows_in(outputs: Outputs) -> int:
+    """Of how many images all outputs tell: the length of the shortest, 0 without any."""
+    return min((len(value) for value in outputs.values()), default=0)

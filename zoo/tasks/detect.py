@@ -15,9 +15,10 @@ from ..errors import ZooError
 from ..geometry import boxes_to_original
 from ..inputs import Frame
 from ..results import Detections
-from . import Outputs
+from . import Aligned, Outputs
 from .average_precision import AREAS, IOUS, Matched, average_precision, join, match_image
 from .nms import box_ious, suppress
+from .pairing import align_rows
 
 __all__ = ["Detect", "Matches", "match"]
 
@@ -27,6 +28,8 @@ SAME_IOU = 0.9
 """Overlap from which two boxes tell a user the same place: on a box of 40 pixels, an edge moved by four."""
 MATCH_IOU = 0.5
 """Overlap from which two boxes are of the same object."""
+ROWS = ("fixed", "chosen")
+"""What a row of a network's outputs belongs to: a place of the image, or whatever the network chose for it."""
 
 
 class Detect:
@@ -35,7 +38,13 @@ class Detect:
 
     ``confidence`` (0..1) is the score that an object must exceed to be told, ``iou`` (0..1) the overlap beyond which
     of two boxes of a class the weaker is dropped, ``max_detections`` how many objects an image has at most.
-    Raises ZooError where one of them is out of range.
+
+    Two settings are the architecture's to say. ``nms`` false: the network tells each object once (DETR and its kin), and
+    nothing is dropped; where tiles meet, ``iou`` still says which boxes are the same. ``rows``: ``fixed`` where each row
+    belongs to a place of the image, ``chosen`` where the network picks the places by their scores: then another network,
+    or the same in other arithmetic, may have other rows in another order, and the numeric gate pairs them first.
+
+    Raises ZooError where a setting is out of range.
     """
 
     metric_name = "mAP@50:95"
@@ -43,14 +52,30 @@ class Detect:
     deciding = "scores"
     draws_on_image = True
 
-    def __init__(self, *, confidence: float = 0.25, iou: float = 0.6, max_detections: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        confidence: float = 0.25,
+        iou: float = 0.6,
+        max_detections: int = 100,
+        nms: bool = True,
+        rows: str = "fixed",
+    ) -> None:
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not 0.0 <= value <= 1.0:
                 raise ZooError(f"{name} {value}: it is a share, 0..1")
         if max_detections < 1:
             raise ZooError(f"max_detections {max_detections}: an image may have 1 object or more")
+        if not isinstance(nms, bool):
+            raise ZooError(f"nms {nms!r}: it is true or false")
+        if rows not in ROWS:
+            raise ZooError(f"rows {rows!r}: it is one of {', '.join(ROWS)}")
         self.confidence, self.iou, self.max_detections = confidence, iou, max_detections
+        self.nms, self.rows = nms, rows
         self.settings: dict[str, Any] = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+        # what most detectors have is left out, so that older versions of the zoo still read their bundles
+        self.settings |= {} if nms else {"nms": nms}
+        self.settings |= {} if rows == "fixed" else {"rows": rows}
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         return ["detections"] if "detections" in available else ["boxes", "scores"]
@@ -71,7 +96,7 @@ class Detect:
                     outputs["boxes"][index],
                     outputs["scores"][index],
                     confidence=confidence,
-                    iou=self.iou,
+                    iou=self.iou if self.nms else None,
                     max_detections=self.max_detections,
                 )
             boxes = boxes_to_original(boxes, frame)
@@ -93,6 +118,10 @@ class Detect:
         rows = rows[rows[:, 4] > confidence]
         rows = rows[np.argsort(-rows[:, 4], kind="stable")[: self.max_detections]]
         return rows[:, :4], rows[:, 4], np.rint(rows[:, 5]).astype(np.int64)
+
+    def aligned(self, outputs: Outputs, reference: Outputs) -> Aligned | None:
+        """Of a network that chooses its rows, the boxes and scores of each beside its partner's."""
+        return align_rows(outputs, reference, self.confidence) if self.rows == "chosen" else None
 
     def shown(self, result: Detections) -> Detections:
         """Those above the confidence in force."""

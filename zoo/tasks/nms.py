@@ -73,15 +73,15 @@ def suppress(
     scores: np.ndarray,
     *,
     confidence: float,
-    iou: float,
+    iou: float | None,
     max_detections: int,
     max_candidates: int = MAX_CANDIDATES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One image's raw boxes to those of its objects: (M, 4) boxes, (M,) float32 scores descending, (M,) int64 classes.
 
     ``boxes`` (A, 4) xyxy, ``scores`` (A, C). Every (anchor, class) pair whose score is greater than ``confidence`` is
-    a candidate; the best ``max_candidates`` go through :func:`nms`; at most ``max_detections`` are left. Equal scores
-    keep the order of anchors, then classes.
+    a candidate; the best ``max_candidates`` go through :func:`nms`, or with ``iou`` None stay as they are; at most
+    ``max_detections`` are left. Equal scores keep the order of anchors, then classes.
     """
     flat = np.ascontiguousarray(scores, np.float32).reshape(-1)
     found = np.flatnonzero(flat > np.float32(confidence))  # one pass over memory: all that is done to every score
@@ -94,5 +94,8 @@ def suppress(
         found, values = found[best], values[best]
     anchors, classes = np.divmod(found, scores.shape[1])
     candidates = np.asarray(boxes, np.float32)[anchors]
-    keep = nms(candidates, values, classes, iou, max_detections)
+    if iou is None:
+        keep = np.argsort(-values, kind="stable")[:max_detections]
+    else:
+        keep = nms(candidates, values, classes, iou, max_detections)
     return candidates[keep], values[keep], classes[keep]

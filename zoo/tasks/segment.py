@@ -50,6 +50,9 @@ class Segment:
             for classes, frame in zip(outputs["classes"], frames, strict=True)
         ]
 
+    def aligned(self, outputs: Outputs, reference: Outputs) -> None:
+        return None
+
     def shown(self, result: Segmentation) -> Segmentation:
         return result
 

@@ -11,7 +11,7 @@ import torch
 
 from ..data import Dataset
 from ..parity.evidence import Batch, batch_size, observe, prepared_batches
-from ..tasks import Meter, TaskHalf
+from ..tasks import Meter, TaskHalf, measure
 from .models import Model, deployable, half_of
 
 __all__ = ["Evaluation", "evaluate"]
@@ -63,7 +63,5 @@ def evaluate(
 
     results = observe(run, batches(), half, model.labels).results
     module.to(memory_format=torch.contiguous_format)
-    meter = half.meter(model.labels)
-    for start in range(0, len(data), 16):
-        meter.update(results[start : start + 16], [s.target for s in data[start : start + 16]])
+    meter = measure(half, model.labels, results, data.targets)
     return Evaluation(half=half, results=results, targets=data.targets, meter=meter)

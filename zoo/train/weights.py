@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,13 +112,51 @@ def _strip(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
     return found
 
 
-def class_count(state: State, head: str) -> int | None:
-    """How many classes the state's head has: the length of its bias, else the first axis of its weight."""
-    head = head.partition(",")[0]
-    for name in (f"{head}.bias", f"{head}.weight"):
+def class_count(state: State, head: str, build: Callable[[int], nn.Module] | None = None) -> int | None:
+    """How many classes the state's head has; None where it has no head.
+
+    ``build(n)`` gives the network for n classes. How its head grows from two classes to three tells what a length means:
+    some have a value a class, some as many as there are anchors, some one more for the background. It is called with
+    torch's default device set to ``meta``, and as it is only where it does not do there. Without it a class has one
+    value. Raises CheckpointError where no number of classes has a head of that length.
+    """
+    if build is None:
+        head = head.partition(",")[0]
+        tensor = _named(state, f"{head}.bias", f"{head}.weight")
+        return int(tensor.shape[0]) if tensor is not None and tensor.ndim else None
+    two, three = (_shapes(build, n) for n in (2, 3))
+    for key, small in two.items():
+        tensor = _named(state, key)
+        if small == three.get(key) or tensor is None or tensor.ndim != len(small):
+            continue
+        axis = next(i for i, (a, b) in enumerate(zip(small, three[key], strict=True)) if a != b)
+        each, length = three[key][axis] - small[axis], tensor.shape[axis]
+        besides = small[axis] - 2 * each
+        classes, left = divmod(length - besides, each)
+        if left or classes < 1:
+            raise CheckpointError(
+                f"{state.source}: {key} has {length} values, and a head has {each} a class"
+                f"{f' and {besides} besides' if besides else ''}: these weights are of another network"
+            )
+        return int(classes)
+    return None
+
+
+def _shapes(build: Callable[[int], nn.Module], classes: int) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            network = build(classes)
+    except Exception:  # a stranger's code, that looks at values while it builds: for real, then
+        network = build(classes)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def _named(state: State, *names: str) -> Tensor | None:
+    """The first of the names that the state has, under whatever prefix."""
+    for name in names:
         for key, tensor in state.tensors.items():
-            if (key == name or key.endswith("." + name)) and tensor.ndim >= 1:
-                return int(tensor.shape[0])
+            if key == name or key.endswith("." + name):
+                return tensor
     return None
 
 

@@ -197,7 +197,9 @@ def _propose(objectness: Tensor, boxes: Tensor, count: int) -> Tensor:
     count = min(count, objectness.shape[1])
     scores, anchor = objectness.topk(min(CANDIDATES * count, objectness.shape[1]), dim=1)
     boxes = boxes.gather(1, anchor[:, :, None].expand(-1, -1, 4))
-    chosen = (F.logsigmoid(scores) + matrix_nms(boxes)).topk(count, dim=1).indices
+    # the logarithm of the sigmoid, written so that no runtime takes the logarithm of a sigmoid that it rounded to 0:
+    # ONNX Runtime does below -18, and all such scores would be level
+    chosen = (matrix_nms(boxes) - F.softplus(-scores)).topk(count, dim=1).indices
     chosen = chosen.gather(1, anchor.gather(1, chosen).argsort(dim=1))
     return boxes.gather(1, chosen[:, :, None].expand(-1, -1, 4))
 

@@ -24,6 +24,9 @@ from torchvision.ops import box_iou
 
 __all__ = ["FCOS", "RetinaNet", "SSDLite", "build_fcos", "build_retinanet", "build_ssdlite"]
 
+LEAST_NEGATIVES = 3
+"""From so many anchors SSD learns in an image without objects: those that look most like one."""
+
 Raw = dict[str, Any]
 """``cls_logits`` (N, A, classes) and ``bbox_regression`` (N, A, 4) as the head gives them; ``anchors``: xyxy input
 pixels, one (A_level, 4) tensor a level; ``size`` (4,): width, height, width, height of the input."""
@@ -68,9 +71,11 @@ class SSDLite(_Detector):
         return self._boxes(raw), raw["cls_logits"].softmax(dim=-1)[..., 1:]
 
     def loss(self, raw: Raw, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Smooth L1 and cross-entropy over the matched anchors and three times as many hard negatives.
+        """Smooth L1 and cross-entropy over the matched anchors and three times as many hard negatives, but never fewer
+        than three in an image.
 
-        An image without objects has no matched anchors, hence no negatives either: it teaches SSD nothing.
+        torchvision has no such floor (the line that would set it is commented out), and an image without objects teaches
+        it nothing. TensorFlow's SSDLite has it: ``min_negatives_per_image: 3`` in ssdlite_mobilenet_v2_coco.config.
         """
         theirs = _named(targets, first_class=1)
         anchors = torch.cat(raw["anchors"])
@@ -81,7 +86,10 @@ class SSDLite(_Detector):
             else:
                 matches.append(target["labels"].new_full((len(anchors),), -1))
         found: dict[str, Tensor] = self.model.compute_loss(theirs, raw, [anchors] * len(theirs), matches)
-        return found
+        matched = (torch.stack(matches) >= 0).sum(dim=1)
+        background = -raw["cls_logits"][matched == 0].log_softmax(dim=-1)[..., 0]  # (images without objects, A)
+        hardest = background.topk(LEAST_NEGATIVES, dim=1).values.sum()
+        return {**found, "classification": found["classification"] + hardest / matched.sum().clamp(min=1)}
 
 
 class RetinaNet(_Detector):
