@@ -74,6 +74,14 @@ SEGMENT = Task(
     },
 )
 
+# Of detectors that choose their rows by score (two stages, queries): the share of the rows that matter which must have a
+# partner in the reference's. int8 Faster R-CNN and RT-DETRv2, trained on 252 scenes, have 0.992 and 0.998; half of them
+# in fp16 0.9997 and 1. What is left is an object in twenty, and the accuracy gate says whether it is missed.
+ROWS_PAIRED = 0.95
+# ... and the share of the images in which float32 rounding may choose another row: none of 108 were measured, one in a
+# hundred is known at 512 pixels. A fault of the export is in every image.
+IMAGES_TIED = 0.1
+
 DETECT = Task(
     name="detect",
     summary="Boxes around objects, each with a label",
@@ -83,11 +91,11 @@ DETECT = Task(
     tolerances={
         # runtimes compute a sigmoid to about 1e-7 of 1, however small the score: an untrained detector's scores are all
         # alike, and their spread says nothing of that
-        "fp32": {**FP32, "numbers_least": 3e-8},
-        "fp16": FP16,
-        "bf16": BF16,
-        "int8": INT8,
-        "mixed": INT8,
+        "fp32": {**FP32, "numbers_least": 3e-8, "rows_paired": 0.99, "images_tied": IMAGES_TIED},
+        "fp16": {**FP16, "rows_paired": 0.98},
+        "bf16": {**BF16, "rows_paired": ROWS_PAIRED},
+        "int8": {**INT8, "rows_paired": ROWS_PAIRED},
+        "mixed": {**INT8, "rows_paired": ROWS_PAIRED},
     },
 )
 

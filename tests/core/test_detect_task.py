@@ -21,6 +21,7 @@ from zoo.results import Detections
 from zoo.specs import ImageInput
 from zoo.tasks.average_precision import match_image
 from zoo.tasks.detect import Detect, match
+from zoo.tasks.pairing import align_rows, pair_rows
 
 LABELS = ("red", "white", "platelet", "dust")
 WIDTH, HEIGHT = 400, 300
@@ -471,3 +472,114 @@ def test_draw_shows_what_is_told() -> None:
     low = found([(50, 50, 150, 150)], [0.1], [0])
     assert np.array_equal(np.asarray(Detect().draw(image, low)), np.asarray(image))
     assert not np.array_equal(np.asarray(Detect(confidence=0.05).draw(image, low)), np.asarray(image))
+
+
+# -- networks that choose their rows -----------------------------------------------------------------------------
+
+
+def test_without_suppression_every_row_is_told() -> None:
+    boxes = np.tile(np.array([10, 10, 60, 60], np.float32), (1, 3, 1)) + np.array([[[0], [1], [100]]], np.float32)
+    scores = np.zeros((1, 3, 4), np.float32)
+    scores[0, :, 1] = 0.5, 0.9, 0.7
+    scores[0, 0, 2] = 0.6
+    where = [frame(WIDTH, HEIGHT, ImageInput(height=HEIGHT, width=WIDTH, resize="squash"))]
+    suppressed = Detect(confidence=0.3).decode({"boxes": boxes, "scores": scores}, labels=LABELS, frames=where)[0]
+    assert suppressed.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    (all_of_them,) = Detect(confidence=0.3, nms=False).decode(
+        {"boxes": boxes, "scores": scores}, labels=LABELS, frames=where
+    )
+    assert all_of_them.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.5])
+    assert all_of_them.classes.tolist() == [1, 1, 2, 1]
+    assert np.array_equal(all_of_them.boxes[3], boxes[0, 0])
+    half = Detect(confidence=0.3, nms=False, max_detections=2)
+    assert len(half.decode({"boxes": boxes, "scores": scores}, labels=LABELS, frames=where)[0]) == 2
+
+
+def test_what_most_detectors_have_does_not_weigh_on_their_manifest() -> None:
+    assert set(Detect().settings) == {"confidence", "iou", "max_detections"}
+    half = Detect(nms=False, rows="chosen", confidence=0.4)
+    again = Detect(**half.settings)
+    assert again.settings == half.settings == {**Detect(confidence=0.4).settings, "nms": False, "rows": "chosen"}
+    assert (again.nms, again.rows) == (False, "chosen")
+
+
+@pytest.mark.parametrize("setting", [{"nms": "no"}, {"nms": 0}, {"rows": "free"}, {"rows": None}])
+def test_settings_of_the_architecture_are_checked(setting: dict[str, Any]) -> None:
+    with pytest.raises(ZooError, match=next(iter(setting))):
+        Detect(**setting)
+
+
+def rows_of(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(A, 4) boxes of some size, crowded, the first two equal and two of them cut to a line; (A, 3) scores."""
+    low = rng.uniform(0, 100, (count, 2))
+    boxes = np.concatenate([low, low + rng.uniform(20, 60, (count, 2))], axis=1).astype(np.float32)
+    boxes[1] = boxes[0]
+    boxes[2, [0, 2]], boxes[3, [1, 3]] = 0, 160
+    return boxes, rng.random((count, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_in_another_order_find_their_partners(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, scores = rows_of(rng, 60)
+    order = rng.permutation(60)
+    noise = rng.normal(size=(60, 4)).astype(np.float32) * 1e-4
+    assert np.array_equal(order[pair_rows(boxes[order] + noise, scores[order], boxes, scores)], np.arange(60))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_paired_the_nearest_first(seed: int) -> None:
+    """Against the plain loop: of all pairs that overlap by half or more, always the nearest of those left."""
+    rng = np.random.default_rng(seed)
+    (boxes, scores), (theirs, their_scores) = rows_of(rng, 40), rows_of(rng, 40)
+    theirs[10:] = boxes[10:] + rng.normal(size=(30, 4)) * 12
+    pairs = []
+    for i, j in itertools.product(range(40), repeat=2):
+        a, b = (
+            boxes[i].astype(np.float64) + (-0.5, -0.5, 0.5, 0.5),
+            theirs[j].astype(np.float64) + (-0.5, -0.5, 0.5, 0.5),
+        )
+        sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+        shared = float(np.prod(sides.clip(0)))
+        iou = shared / (float(np.prod(a[2:] - a[:2])) + float(np.prod(b[2:] - b[:2])) - shared)
+        if iou >= 0.5:
+            pairs.append((iou - float(np.abs(scores[i].astype(np.float64) - their_scores[j]).max()), i, j))
+    expected = np.full(40, -1)
+    for _, i, j in sorted(pairs, reverse=True):
+        if i not in expected and expected[j] < 0:
+            expected[j] = i
+    assert 10 < (expected >= 0).sum() < 40
+    assert np.array_equal(pair_rows(boxes, scores, theirs, their_scores), expected)
+
+
+def test_rows_without_a_partner_are_counted_where_they_matter() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.stack([rows_of(rng, 20)[0], rows_of(rng, 20)[0]])
+    scores = np.zeros((2, 20, 3), np.float32)
+    scores[:, :8, 1] = 0.9
+    scores[:, 8:, 0] = 0.1
+    moved, moved_scores = boxes[:, ::-1].copy(), scores[:, ::-1].copy()
+    # one that matters and two that do not are elsewhere in the candidate's second image; one of these is sure of it
+    moved[1, [14, 3, 4]] = np.array([[300, 300, 340, 340], [400, 300, 440, 340], [500, 300, 540, 340]])
+    moved_scores[1, 3, 2] = 0.9
+    found = align_rows({"boxes": moved, "scores": moved_scores}, {"boxes": boxes, "scores": scores}, confidence=0.5)
+    assert found.paired.sum() == 37 and found.paired[0].all()
+    assert np.flatnonzero(~found.paired[1]).tolist() == [5, 15, 16]
+    assert (found.matter, found.lost) == (33, pytest.approx(3 / 33))
+    for name, own in (("boxes", boxes), ("scores", scores)):
+        assert np.array_equal(found.outputs[name], own)
+    # half of the confidence is what matters, in either
+    assert align_rows({"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": scores}, 0.25).matter == 32
+    assert align_rows({"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": scores}, 0.19).matter == 80
+    unsure = align_rows(
+        {"boxes": moved, "scores": moved_scores * 0.01}, {"boxes": boxes, "scores": scores * 0.01}, confidence=0.5
+    )
+    assert (unsure.matter, unsure.lost) == (80, pytest.approx(6 / 80)), "where nothing is sure all rows count"
+
+
+def test_only_chosen_rows_are_aligned() -> None:
+    rng = np.random.default_rng(0)
+    outputs = {name: value[None] for name, value in zip(("boxes", "scores"), rows_of(rng, 9), strict=True)}
+    assert Detect().aligned(outputs, outputs) is None
+    found = Detect(rows="chosen").aligned(outputs, outputs)
+    assert found is not None and found.paired.all()

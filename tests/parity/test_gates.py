@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from zoo.builtin import CLASSIFY
+from zoo.builtin import CLASSIFY, DETECT
 from zoo.parity import Candidate, Reference, Samples
 from zoo.parity.evidence import observe
 from zoo.parity.gates import accuracy, compare, interleave, latency, numbers, paired_interval, samples_needed
 from zoo.parity.verify import bounds
 from zoo.tasks.classify import Classify
+from zoo.tasks.detect import Detect
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -149,6 +150,158 @@ def test_int8_is_judged_by_its_share_of_the_spread(truth):
     rng = np.random.default_rng(3)
     assert numbers(*case(truth, truth + rng.normal(size=truth.shape) * 0.2, "int8"))
     assert numbers(*case(truth, truth + rng.normal(size=truth.shape) * 3.0, "int8")).verdict == "fail"
+
+
+def test_images_that_were_not_run_in_float64_are_judged_as_well(truth):
+    candidate, reference, samples = case(truth, np.where(np.arange(len(truth))[:, None] == 317, -truth, truth))
+    few = replace(reference, exact={n: v[:16] for n, v in reference.exact.items()})
+    found = numbers(candidate, few, samples)
+    assert found.verdict == "fail"
+    assert "over all 400 images" in found.message
+    assert numbers(case(truth, truth)[0], few, samples)
+
+
+# -- numbers of detectors that choose their rows -----------------------------------------------------------------
+
+IMAGES, ROWS, EXACT = 40, 60, 12
+
+
+@dataclass
+class Detections:
+    """What a detector of 60 rows says of 40 images, the first six of which are objects; and that it may choose others."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def noisy(self, scale: float, seed: int) -> Detections:
+        draw = np.random.default_rng(seed)
+        scores = self.scores + draw.normal(size=self.scores.shape) * scale
+        return Detections(self.boxes + draw.normal(size=self.boxes.shape) * 40 * scale, scores.clip(0, 1))
+
+    def shuffled(self) -> Detections:
+        order = np.random.default_rng(9).permuted(np.tile(np.arange(ROWS), (IMAGES, 1)), axis=1)[:, :, None]
+        return Detections(*(np.take_along_axis(v, order, axis=1) for v in (self.boxes, self.scores)))
+
+    def elsewhere(self, images: slice, rows: slice, moved: float = 0.0) -> Detections:
+        """Other rows in some images, which moves the others there by a share of the spread."""
+        boxes, scores = self.boxes.copy(), self.scores.copy()
+        boxes[images] += 40 * moved * np.random.default_rng(7).normal(size=boxes[images].shape)
+        boxes[images, rows] = [900, 900, 940, 940]
+        return Detections(boxes, scores)
+
+    def outputs(self, dtype: type = np.float32) -> dict[str, np.ndarray]:
+        return {"boxes": self.boxes.astype(dtype), "scores": self.scores.astype(dtype)}
+
+
+@pytest.fixture(scope="module")
+def seen() -> Detections:
+    draw = np.random.default_rng(3)
+    low = draw.uniform(0, 400, (IMAGES, ROWS, 2))
+    boxes = np.concatenate([low, low + draw.uniform(20, 90, (IMAGES, ROWS, 2))], axis=2)
+    scores = draw.uniform(0, 0.05, (IMAGES, ROWS, 3))
+    scores[:, :6, 1] = draw.uniform(0.6, 0.95, (IMAGES, 6))
+    return Detections(boxes, scores)
+
+
+def judged(seen: Detections, ours: Detections, precision: str = "fp32", rows: str = "chosen", theirs: object = None):
+    reference = Reference(
+        name="PyTorch",
+        outputs=(theirs or seen.noisy(1e-7, 1)).outputs(),
+        exact={n: v[:EXACT] for n, v in seen.outputs(np.float64).items()},
+    )
+    samples = Samples(
+        task=DETECT,
+        half=Detect(confidence=0.5, rows=rows),
+        labels=("a", "b", "c"),
+        ids=tuple(map(str, range(IMAGES))),
+        targets=None,
+        source="made",
+        tensors=np.zeros((1, 3, 4, 4), np.float32),
+    )
+    tolerances = bounds(DETECT, precision)
+    return numbers(
+        Candidate(name=precision, precision=precision, outputs=ours.outputs(), tolerances=tolerances),
+        reference,
+        samples,
+    )
+
+
+def test_the_order_of_chosen_rows_means_nothing(seen):
+    ours = seen.noisy(1e-7, 2).shuffled()
+    found = judged(seen, ours)
+    assert found, found.message
+    assert 0.3 < found.figures["scores"]["units"] < 3
+    assert found.figures["rows"] == {"matter": 2 * 6 * IMAGES, "paired": 1.0, "images_tied": 0}
+    assert "100 % of 480 rows that matter paired" in found.message
+    assert judged(seen, ours, rows="fixed").verdict == "fail", "a dense head in another order is a fault"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scores x 1.001", lambda d: Detections(d.boxes, d.scores * 1.001)),
+        ("boxes x 1.0001", lambda d: Detections(d.boxes * 1.0001, d.scores)),
+        ("boxes a pixel off", lambda d: Detections(d.boxes + 1, d.scores)),
+        ("classes rolled", lambda d: Detections(d.boxes, np.roll(d.scores, 1, axis=2))),
+        ("boxes of other rows", lambda d: Detections(np.roll(d.boxes, 1, axis=1), d.scores)),
+        ("images rolled", lambda d: Detections(np.roll(d.boxes, 1, axis=0), np.roll(d.scores, 1, axis=0))),
+        ("one row of each image", lambda d: d.elsewhere(slice(None), slice(7, 8))),
+        ("one image wrong", lambda d: Detections(d.boxes, np.where(np.arange(IMAGES)[:, None, None] == 30, 0.5, d.scores))),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_faults_of_chosen_rows_fail_in_float32(seen, name, change):
+    found = judged(seen, change(seen.noisy(1e-7, 2)).shuffled())
+    assert found.verdict == "fail", found.message
+
+
+def test_images_where_rounding_chose_another_row_are_set_aside_if_they_are_few(seen):
+    unsure = slice(20, 30)  # rows that nobody is sure of
+    ours = seen.noisy(1e-7, 2)
+    found = judged(seen, ours.elsewhere(slice(5, 9), unsure, 1e-3).shuffled())
+    assert found, found.message
+    assert found.figures["rows"]["images_tied"] == 4
+    assert "4 of 40 images set aside" in found.message
+    assert found.figures["boxes"]["units"] < 3
+    # PyTorch itself may be the one that chose others than it does in float64: that is no measure of rounding
+    found = judged(seen, ours, theirs=seen.noisy(1e-7, 1).elsewhere(slice(2, 3), unsure, 1e-3))
+    assert found, found.message
+    assert found.figures["boxes"]["unit"] < 1e-3
+    many = judged(seen, ours.elsewhere(slice(5, 10), unsure, 1e-3))
+    assert many.verdict == "fail"
+    assert "in 5 of 40 images rows differ by more than rounding, which 10 % may" in many.message
+    far = judged(seen, ours.elsewhere(slice(5, 6), unsure, 0.3))
+    assert far.verdict == "fail"
+    assert "in 1 images where other places were chosen" in far.message
+
+
+def test_int8_may_choose_others_but_not_lose_what_matters(seen):
+    ours = seen.noisy(0.01, 2)
+    found = judged(seen, ours.elsewhere(slice(None), slice(40, 60)).shuffled(), "int8")
+    assert found, found.message
+    assert found.figures["rows"] == {"matter": 480, "paired": 1.0}
+    assert judged(seen, ours.elsewhere(slice(0, 8), slice(2, 3)).shuffled(), "int8"), "8 of 240 are lost"
+    lost = judged(seen, ours.elsewhere(slice(0, 14), slice(2, 3)).shuffled(), "int8")
+    assert lost.verdict == "fail"
+    assert "5.83 % of the 480 rows that matter have no partner, 5 % allowed" in lost.message
+    moved = Detections(ours.boxes + 30, ours.scores)
+    assert judged(seen, moved.shuffled(), "int8").verdict == "fail"
+    told = Detections(ours.boxes, np.roll(ours.scores, 1, axis=2))
+    assert judged(seen, told.shuffled(), "int8").verdict == "fail"
+    # of all that is compared nothing is diluted by what is not: the same error, with and without rows elsewhere
+    loud = seen.noisy(0.05, 2)
+    whole, part = (judged(seen, d, "int8") for d in (loud, loud.elsewhere(slice(None), slice(20, 60))))
+    assert part.figures["boxes"]["max_abs"] <= whole.figures["boxes"]["max_abs"]
+    assert part.figures["boxes"]["rms_share"] == pytest.approx(whole.figures["boxes"]["rms_share"], rel=0.1)
+
+
+def test_rows_that_are_no_numbers_are_not_left_out_as_unpaired(seen):
+    ours = seen.noisy(1e-7, 2)
+    ours.boxes[3, 30] = np.nan
+    for precision in ("fp32", "int8"):
+        found = judged(seen, ours, precision)
+        assert found.verdict == "fail"
+        assert "4 values of 'boxes' are not finite" in found.message
 
 
 def test_compare_gives_the_textbook_figures():

@@ -110,7 +110,9 @@ def test_classes_are_counted_whatever_a_head_has_for_each(name: str, first: str)
     assert class_count(State(tensors=headless, source="w.pth"), record.head, build) is None
     if name in ("retinanet", "ssdlite"):
         heads = {k: v[:-1] for k, v in state.items() if k not in headless}
-        with pytest.raises(CheckpointError, match=rf"^w\.pth: {first.rpartition('.')[0]}.* values, and a head has \d a"):
+        with pytest.raises(
+            CheckpointError, match=rf"^w\.pth: {first.rpartition('.')[0]}.* values, and a head has \d a"
+        ):
             class_count(State(tensors=heads, source="w.pth"), record.head, build)
 
 

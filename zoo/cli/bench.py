@@ -130,7 +130,7 @@ def _told(predictor: Predictor) -> dict[str, Any]:
     return {
         "runtime": predictor.session.runtime,
         "device": predictor.session.device,
-        "stand_in": stand_in(predictor.artifact.format, predictor.session),
+        "stand_in": stand_in(predictor.artifact.format, predictor.session, predictor.artifact.precision),
         "lost": dict(predictor.choice.lost),
     }
 

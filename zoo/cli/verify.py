@@ -268,4 +268,4 @@ def _show_bisection(name: str, found: Mapping[str, Any]) -> None:
          "first beyond the bound" if layer is found["first"] else "")
         for layer in shown
     ]  # fmt: skip
-    click.echo(table(rows, ("layer", "torch module", "node", "error", "of it its own", "SQNR, dB", "")))
+    click.echo(table(rows, ("layer", "torch module", "node", "error", "by itself", "SQNR, dB", "")))

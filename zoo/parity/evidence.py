@@ -14,7 +14,17 @@ from ..runtime.session import Session
 from ..specs import ImageInput
 from ..tasks import TaskHalf
 
-__all__ = ["Batch", "Kept", "Observed", "batch_size", "natural_images", "observe", "prepared_batches", "stand_in"]
+__all__ = [
+    "Batch",
+    "Kept",
+    "Observed",
+    "batch_size",
+    "is_own",
+    "natural_images",
+    "observe",
+    "prepared_batches",
+    "stand_in",
+]
 
 Batch = tuple[np.ndarray, Sequence[Frame]]
 """(n, C, H, W) float32, and where each image lies in its tensor."""
@@ -73,14 +83,26 @@ class Kept(Sequence[Any]):
         return self._half.unpack(arrays, self._labels)[0]
 
 
-def stand_in(format: str, session: Session) -> str:
+def is_own(format: str, runtime: str) -> bool:
+    """Whether a runtime is an artefact format's own: any but ONNX Runtime's own providers, for what is not ONNX."""
+    return format == "onnx" or not runtime.startswith("onnxruntime") or format in runtime
+
+
+def stand_in(format: str, session: Session, precision: str = "") -> str:
     """Where ONNX Runtime executes the graph of an artefact that is meant for another library, one line that says so and
     what it is worth; empty where the artefact's own runtime opened it. Such a run is nobody's latency.
+
+    ``precision``: of the artefact as it lies in the bundle. ONNX Runtime's CPU provider drops the casts of half
+    precision, so that what it computes is float32.
     """
-    if format == "onnx" or not session.runtime.startswith("onnxruntime") or format in session.runtime:
+    if is_own(format, session.runtime):
         return ""
-    where = "CPU" if session.device.startswith("CPU") else "GPU"
-    return f"executed by ONNX Runtime on the {where}: numbers and accuracy of the graph; says nothing of an engine"
+    on_cpu = session.device.startswith("CPU")
+    wider = ", computed in float32" if on_cpu and precision in ("fp16", "bf16", "mixed") else ""
+    where = "CPU" if on_cpu else "GPU"
+    return (
+        f"executed by ONNX Runtime on the {where}: numbers and accuracy of the graph{wider}; says nothing of an engine"
+    )
 
 
 def batch_size(spec: ImageInput) -> int:

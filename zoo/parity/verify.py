@@ -14,14 +14,14 @@ from ..data import Dataset
 from ..errors import DataError, ZooError
 from ..files import sha256_bytes
 from ..inputs import Source, prepare_batch
-from ..lookup import find, find_task
+from ..lookup import find, find_task, runtimes_for
 from ..machine import machine
 from ..runtime.choosing import why_not
 from ..runtime.predictor import Predictor, open_artifact, open_half
 from ..specs import Runtime, Task
 from ..tasks import TaskHalf
 from . import FAIL, PASS, SKIPPED, Candidate, Finding, Reference, Samples
-from .evidence import Batch, observe, prepared_batches, stand_in
+from .evidence import Batch, is_own, observe, prepared_batches, stand_in
 from .gates import compare, told_latencies
 from .golden import Stage, golden_arrays, selftest
 from .reference import StoredReference, load_reference, take
@@ -100,13 +100,17 @@ def verify_bundle(
     statements = list(basis.statements)
     for name in sorted(names, key=lambda n: _rank(bundle.artifacts[n])):
         own = [s for s in stages if s.artifact in ("", name)]
-        if any(s.stage == "open" and not s for s in own):
-            reports.append(_report(bundle, name, [], own))
-            continue
-        try:
-            predictor = open_artifact(bundle, name, threads=threads)
-        except ZooError as error:
-            finding = Finding(gate="numbers", verdict=FAIL, message=f"the artefact does not open: {error}")
+        closed = next((s.message for s in own if s.stage == "open" and not s), "")
+        if not closed:
+            try:
+                predictor = open_artifact(bundle, name, threads=threads)
+            except ZooError as error:
+                closed = str(error)
+        if closed:
+            finding = _closed(bundle.artifacts[name], closed)
+            if finding.verdict == SKIPPED:
+                statements.append(f"{name} was not judged: {finding.message}.")
+                own = [s for s in own if s.stage != "open"]
             reports.append(_report(bundle, name, [finding], own))
             continue
         try:
@@ -146,6 +150,19 @@ def verify_bundle(
         flips=flips,
         statements=statements,
         bundle=_identity(bundle),
+    )
+
+
+def _closed(entry: ArtifactEntry, reason: str) -> Finding:
+    """What to say of an artefact that does not open: a fault, unless its own library is not at hand and what would have
+    stood in for it does not know all its layers."""
+    own = [r for r in runtimes_for(entry.format) if is_own(entry.format, r.name)]
+    if any(not why_not(r) for r in own):
+        return Finding(gate="numbers", verdict=FAIL, message=f"the artefact does not open: {reason}")
+    return Finding(
+        gate="numbers",
+        verdict=SKIPPED,
+        message=f"{' and '.join(r.name for r in own)} do not run here, and nothing else executes its graph ({reason})",
     )
 
 
@@ -244,7 +261,7 @@ def _report(
         device=predictor.session.device if predictor else "",
         runtime=predictor.session.runtime if predictor else "",
         lost=dict(predictor.choice.lost) if predictor else {},
-        stand_in=stand_in(entry.format, predictor.session) if predictor else "",
+        stand_in=stand_in(entry.format, predictor.session, entry.precision) if predictor else "",
         waived=str(bundle.manifest.get("waived", {}).get(name, "")),
         notes=entry.notes,
     )
@@ -263,7 +280,7 @@ def _candidate(
         time_ms=getattr(predictor.session, "time_ms", None),
         device=predictor.session.device,
         threads=threads,
-        stand_in=stand_in(predictor.artifact.format, predictor.session),
+        stand_in=stand_in(predictor.artifact.format, predictor.session, predictor.artifact.precision),
         tolerances=bounds(task, predictor.artifact.precision, max_drop=max_drop),
     )
 

@@ -240,7 +240,7 @@ class _Search:
         began = time.monotonic()
         stretches = self._cut(self._layers())
         kept, after = self._choose(stretches) if stretches is not None else ([], before)
-        told = {
+        told: dict[str, Any] = {
             "limit": self.limit,
             "before": _number(before),
             "after": _number(after) if kept else None,
@@ -271,9 +271,13 @@ class _Search:
         return found
 
     def _cut(self, layers: list[list[str]]) -> list[_Stretch] | None:
-        """The network in stretches, the noisiest cut finest; None where the noise is everywhere."""
+        """The network in stretches, the noisiest cut finest; None where the noise is everywhere, or the time is up."""
         size = max(1, math.ceil(len(layers) / BLOCKS))
-        whole = [self._stretch(layers[i : i + size]) for i in range(0, len(layers), size)]
+        whole = []
+        for start in range(0, len(layers), size):
+            if time.monotonic() > self.end:
+                return None
+            whole.append(self._stretch(layers[start : start + size]))
         quiet = sorted(s.noise for s in whole)[: (len(whole) + 1) // 2]
         if sum(quiet) > (2 * self.limit) ** 2:
             return None
@@ -298,17 +302,15 @@ class _Search:
 
     def _choose(self, stretches: Sequence[_Stretch]) -> tuple[list[str], float]:
         """The nodes to keep, and the share that is left; none where half of the layers, or of their work, would not do."""
-        layers, total = len(self.work), sum(self.work.values())
-        kept_already = [name for name in self.work if name in self.why]
+        total, by_rule = sum(self.work.values()), sum(name in self.why for name in self.work)
         after = math.inf
         for margin in (1.0, 0.5, 0.25):  # the model of noise may promise too much
             count = 1
             while sum(s.noise for s in stretches[count:]) > margin * self.limit**2:
                 count += 1
-            chosen = stretches[:count]
-            kept = [name for s in chosen for name in s.names]
-            heavy = [name for name in (*kept_already, *kept) if name in self.work]
-            if 2 * len(heavy) > layers or 2 * sum(self.work[name] for name in heavy) > total:
+            kept = [name for s in stretches[:count] for name in s.names]
+            layers = [self.work[name] for name in kept if name in self.work]
+            if 2 * (len(layers) + by_rule) > len(self.work) or 2 * sum(layers) > total:
                 break
             after = self._measure(self.names - set(kept))
             if after <= self.limit:
