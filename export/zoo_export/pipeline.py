@@ -23,7 +23,7 @@ from zoo.errors import DataError, ExportError, GateFailed, ImageError, ZooError
 from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, read_image
 from zoo.machine import machine, versions
-from zoo.parity import FAIL, INCONCLUSIVE, PASS, Candidate, Reference, Samples
+from zoo.parity import FAIL, INCONCLUSIVE, Candidate, Reference, Samples
 from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches, stand_in
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
@@ -678,6 +678,9 @@ class _Maker:
                 findings=findings,
                 bytes=path.stat().st_size,
                 device=session.device,
+                runtime=runtime.name,
+                lost=plan.choice.lost,
+                stand_in=candidate.stand_in,
                 waived=self.request.waive if failed else "",
                 notes=artifact.notes,
             ),
@@ -800,15 +803,6 @@ def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> 
     )
 
 
-def _status(made: _Made) -> str:
-    """``verified`` only where every gate passed on what runs on the device; a graph that an engine is yet to be built of
-    is ``prepared``; everything else was built and is not more than that."""
-    if made.stand_in:
-        return "built" if made.artifact.build.get("engines") else "prepared"
-    findings = made.report.findings
-    return "verified" if findings and all(f.verdict == PASS for f in findings) else "built"
-
-
 def _manifest(
     request: Request,
     model: Model,
@@ -823,7 +817,7 @@ def _manifest(
     artifacts = []
     for one in kept:
         assert one.artifact.path is not None
-        status = _status(one)
+        status = one.report.status
         artifacts.append(
             {
                 "name": one.report.name,
@@ -831,7 +825,7 @@ def _manifest(
                 "precision": one.artifact.precision,
                 "file": one.artifact.path.relative_to(folder).as_posix(),
                 "status": status,
-                "verified_on": one.session.device if status == "verified" else "",
+                "verified_on": one.report.verified_on,
                 "gates": one.report.gates(),
                 "notes": dict(one.artifact.notes),
                 **({"build": dict(one.artifact.build)} if one.artifact.build else {}),

@@ -48,7 +48,9 @@ SPECS: tuple[Spec, ...] = (
     _precision(
         "fp16", "fp16", "", "casts:convert_fp16", "half precision by casts; what does not bear it stays in float"
     ),
-    _precision("bf16", "bf16", "tensorrt", "casts:convert_bf16", "bfloat16 by casts; what does not bear it stays in float"),
+    _precision(
+        "bf16", "bf16", "tensorrt", "casts:convert_bf16", "bfloat16 by casts; what does not bear it stays in float"
+    ),
     _precision("mixed", "mixed", "onnx", "mixed:convert_cpu", "a plan of int8 and fp32 that keeps accuracy, for CPUs"),
     _precision(
         "mixed-tensorrt",

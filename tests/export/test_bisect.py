@@ -122,7 +122,6 @@ def test_a_changed_weight_is_found_exactly(name: str, place: str, how: Any, nets
     assert found.first is not None and found.jump is not None
     assert found.first.node == victim, found.message
     assert found.jump.node == victim, found.message
-    print(f"{name} {place} {how.__name__}: {found.first.error:.2g}")
     assert found.first.module == net.modules[victim] != ""
     assert found.first.module in found.message
     # what comes before is the same to the bit, what comes after adds nothing of its own

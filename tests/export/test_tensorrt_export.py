@@ -209,3 +209,25 @@ def test_an_interrupted_build_leaves_the_old_bundle(lenet_checkpoint: Path, tmp_
     assert child.returncode == 130
     assert {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@needs_rtx
+def test_what_onnx_runtime_does_not_execute_is_built_all_the_same(
+    lenet_checkpoint: Path, grey_digits: Path, tmp_path: Path
+) -> None:
+    """bfloat16 has no kernels on the CPU, and Q/DQ beside half precision is optimised into another network there: both are
+    judged by what computes the same, and the bundle's self-test holds on this machine."""
+    out = tmp_path / "digits"
+    words = ["export", lenet_checkpoint, "--trt", "--precision", "bf16,mixed", "--data", grey_digits, "--out", out]
+    done = zoo(*words, "--threads", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open_bundle(out) as bundle:
+        bf16, mixed = (bundle.artifact(f"tensorrt-{p}") for p in ("bf16", "mixed"))
+    assert (bf16.status, mixed.status) == ("built", "built")
+    assert sum(x["graph"] == "bf16" for x in bf16.notes["layers"]) >= 3
+    assert {x["graph"] for x in mixed.notes["layers"]} <= {"int8", "fp16", "fp32"}
+    assert mixed.notes["plan"]
+    done = zoo("selftest", out)
+    assert done.returncode == 0, done.stdout
+    assert "nothing on this machine executes it" in done.stdout
+    assert zoo("verify", out, "--data", grey_digits, "--artifact", "tensorrt-mixed").returncode == 0

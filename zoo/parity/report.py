@@ -87,9 +87,9 @@ class ArtifactReport:
         Verified are those whose numbers and accuracy passed, on their own runtime, where no other gate said no or did
         not know, and whose latency was measured, be it judged or only told.
         """
-        if self.stand_in or not self.device:
-            return "prepared"
         verdicts = self.gates()
+        if self.stand_in or not self.device:
+            return "built" if verdicts.get("build") == PASS else "prepared"
         judged = all(verdicts.get(gate) == PASS for gate in ("numbers", "accuracy"))
         rest = {f.gate: f for f in self.findings if f.verdict != PASS}
         measured = bool(self._figures("latency"))

@@ -47,13 +47,18 @@ def open_session(
     threads: int | None = None,
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     runtime: str = "onnxruntime",
+    precision: str = "",
     **_: Any,
 ) -> OrtSession:
-    """Open an ONNX file or its bytes. ``providers`` defaults to the CPU. Raises BundleError where it is no network, or
+    """Open an ONNX file or its bytes. ``providers`` defaults to the CPU. ``precision``: of a graph that is meant for another
+    library. Raises BundleError where it is no network, or
     where the first provider did not take it: ONNX Runtime says nothing of that and goes on with the next."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if precision == "mixed":
+        # where Q/DQ pairs meet half precision, its optimiser (1.32, from the basic level on) makes another network of it
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads:
         options.intra_op_num_threads = threads
     wanted = list(providers or (CPU,))

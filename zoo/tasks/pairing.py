@@ -26,10 +26,8 @@ def align_rows(outputs: Outputs, reference: Outputs, confidence: float) -> Align
     Other outputs are left out.
     """
     boxes, scores, theirs, their_scores = (o[name] for o in (outputs, reference) for name in ("boxes", "scores"))
-    at = np.stack(
-        [pair_rows(*rows) for rows in zip(boxes, scores, theirs, their_scores, strict=True)]
-        or [np.empty(theirs.shape[:2], np.int64)]
-    ).reshape(theirs.shape[:2])  # (N, A)
+    found = [pair_rows(*rows) for rows in zip(boxes, scores, theirs, their_scores, strict=True)]
+    at = np.array(found, np.int64).reshape(theirs.shape[:2])  # (N, A)
     paired = at >= 0
     taken = np.zeros(paired.shape, bool)  # of the candidate's rows
     images, rows = np.nonzero(paired)
@@ -58,9 +56,11 @@ def pair_rows(boxes: np.ndarray, scores: np.ndarray, their_boxes: np.ndarray, th
     # boxes that were cut to a line at the input's border have no area: half a pixel on each side gives them one
     frame = np.array([-0.5, -0.5, 0.5, 0.5])
     overlap = box_ious(boxes.astype(np.float64) + frame, their_boxes.astype(np.float64) + frame)
+    near = np.nonzero(overlap >= PAIR_IOU)
     # boxes may be the same to the last bit, cut to the whole input say: then the scores tell whose is whose
-    apart = np.abs(scores[:, None].astype(np.float64) - their_scores).max(axis=2)
-    nearness = np.where(overlap >= PAIR_IOU, overlap - apart, -np.inf)
+    apart = np.abs(scores[near[0]].astype(np.float64) - their_scores[near[1]]).max(axis=1)
+    nearness = np.full(overlap.shape, -np.inf)
+    nearness[near] = overlap[near] - apart
     found = np.full(len(their_boxes), -1, np.int64)
     # those who are each other's nearest belong together; with them gone, others are each other's nearest
     while True:

@@ -79,8 +79,8 @@ def saturation(clipped: Mapping[str, float]) -> list[Concern]:
         return []
     named = ", ".join(f"{name} {100 * share:.2g} %" for share, name in bad[:NAMED])
     message = (
-        f"{_count(len(bad), 'tensor')} lose {100 * CLIPPED:g} % of their values or more to the ends of their range "
-        f"({named}): another calibrator (minmax cuts nothing), or more images like those to come"
+        f"the chosen ranges cut off {100 * CLIPPED:g} % or more of the values of {_count(len(bad), 'tensor')} ({named}): "
+        "try another calibrator (minmax cuts nothing), or more images like those to come"
     )
     return [Concern(kind="saturation", severity=WARNING, message=message)]
 

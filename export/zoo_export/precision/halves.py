@@ -283,6 +283,8 @@ class _Rewriter:
             for name in _captured(node):
                 wanted.setdefault(name, set()).add(FLOAT)
         inputs = {i.name for i in self.graph.input}
+        quantisers = ("QuantizeLinear", "DequantizeLinear")
+        scales = {node.input[1] for node in self.graph.node if node.op_type in quantisers}
         for name, tensor in self.constants.items():
             kinds = wanted.get(name, set())
             if tensor.data_type != FLOAT or name in inputs or name in self.results or self.kind not in kinds:
@@ -291,7 +293,7 @@ class _Rewriter:
                 continue
             own = name if kinds == {self.kind} else _fresh(f"{name}.{self.precision}", self.taken)
             self.cast[name, self.kind] = own
-            self.used[own] = rounded(tensor, self.kind, own)
+            self.used[own] = rounded(tensor, self.kind, own, positive=name in scales)
             if FLOAT in kinds:
                 self.used[name] = tensor
 
@@ -381,10 +383,18 @@ def _set(node: NodeProto, name: str, value: object) -> None:
     node.attribute.extend([*others, helper.make_attribute(name, value)])
 
 
-def rounded(tensor: TensorProto, kind: int, name: str) -> TensorProto:
-    """A float constant in half precision: to nearest, ties to even, and to infinity beyond the range."""
+def rounded(tensor: TensorProto, kind: int, name: str, *, positive: bool = False) -> TensorProto:
+    """A float constant in half precision: to nearest, ties to even, and to infinity beyond the range.
+
+    ``positive``: what would become zero becomes the least number above it. A quantiser's scale must not be zero (TensorRT
+    refuses it), and channels whose scale is that small are dead ones.
+    """
+    exact = numpy_helper.to_array(tensor)
     with np.errstate(over="ignore"):
-        value = numpy_helper.to_array(tensor).astype(np.float16 if kind == TensorProto.FLOAT16 else ml_dtypes.bfloat16)
+        value = exact.astype(np.float16 if kind == TensorProto.FLOAT16 else ml_dtypes.bfloat16)
+    if positive:
+        least = np.asarray(2.0**-24 if kind == TensorProto.FLOAT16 else 2.0**-133).astype(value.dtype)
+        value = np.where((value == 0) & (exact > 0), least, value)
     return numpy_helper.from_array(value, name)
 
 

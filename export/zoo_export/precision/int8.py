@@ -41,6 +41,8 @@ FINALISTS = 2
 BATCH = 8
 TRUTH_BYTES = 256 << 20
 """The float outputs that are kept for comparison; fewer images where they are larger."""
+MOVING = ("Identity", "Reshape", "SpaceToDepth", "Transpose")
+"""Operators behind which an image is still the image."""
 TOLD = 5
 """How many of the most clipped tensors the notes name."""
 
@@ -249,8 +251,11 @@ class Int8Pass:
         return seen.chosen[asked]
 
     def _ranges(self, model: ModelProto, seen: _Seen, calibrator: str) -> dict[str, Range]:
-        """The input's own range is known and full, whatever the calibrator thinks of it."""
+        """The range of the image is known and full, whatever the calibrator thinks of it."""
         inputs = {i.name for i in model.graph.input}
+        for node in model.graph.node:
+            if node.op_type in MOVING and node.input[0] in inputs:
+                inputs |= set(node.output)
         return {
             name: choose("minmax" if name in inputs else calibrator, found) for name, found in seen.statistics.items()
         }

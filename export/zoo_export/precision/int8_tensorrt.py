@@ -40,13 +40,13 @@ class SymmetricInt8(Int8Pass):
         """Convolutions of a single pixel (squeeze-and-excitation) stay in float too: a product of a matrix and a vector
         waits for memory, so integers gain nothing there, and a gate multiplies what it loses into a whole map."""
         single = _single_pixels(model)
-        data = {node.name: node.input[0] for node in model.graph.node if node.op_type in WEIGHTED}
-        flat = {
+        rank = {i.name: len(i.dims) for i in model.graph.initializer}
+        fit = {
             node.name
             for node in model.graph.node
-            if node.op_type == "MatMul" and len(_dims(model).get(node.input[1], ())) < 2
+            if node.op_type in WEIGHTED and node.input[0] not in single and rank.get(node.input[1], 0) >= 2
         }
-        return [n for n in super().layers(model) if data[n] not in single and n not in flat]
+        return [name for name in super().layers(model) if name in fit]
 
     def tensors(self, model: ModelProto) -> Collection[str]:
         layers = self.layers(model)
@@ -198,10 +198,6 @@ def _replace(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _dims(model: ModelProto) -> dict[str, list[int]]:
-    return {i.name: list(i.dims) for i in model.graph.initializer}
 
 
 def _single_pixels(model: ModelProto) -> set[str]:

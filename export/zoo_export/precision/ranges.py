@@ -232,8 +232,11 @@ def choose(method: str, seen: Statistics) -> Range:
 def saturation(seen: Statistics, low: float, high: float) -> float:
     """Share of the values of a histogram that lie outside ``low..high``; bins that are cut count in proportion."""
     total = int(seen.counts.sum())
-    if not total or (low <= seen.low and high >= seen.high):
+    if not total or not seen.magnitude:
         return 0.0
+    # a side that reaches as far as the values do cuts none, in whatever bin it lies
+    low = -np.inf if low <= seen.low else low
+    high = np.inf if high >= seen.high else high
     edges = np.linspace(-seen.magnitude, seen.magnitude, len(seen.counts) + 1)
     left, right = edges[:-1], edges[1:]
     inside = np.clip((np.minimum(right, high) - np.maximum(left, low)) / (right - left), 0, 1)
