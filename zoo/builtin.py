@@ -26,8 +26,9 @@ FP16 = {
     "accuracy_drop": 0.02,
     "latency_ratio": 1.10,
     "golden": 0.01,
-    # an engine rounds between other layers than ONNX Runtime does: as far from it as both may be from PyTorch
-    "engine": 0.02,
+    # an engine rounds elsewhere than ONNX Runtime does, so that the two errors have nothing to do with each other: root 2
+    # times what each may be from PyTorch
+    "engine": 0.0142,
 }
 BF16 = {
     # 8 bits in place of 11: each rounding is 8 times as coarse
@@ -35,7 +36,7 @@ BF16 = {
     "accuracy_drop": 0.02,
     "latency_ratio": 1.10,
     "golden": 0.08,
-    "engine": 0.16,
+    "engine": 0.113,
 }
 INT8 = {
     # RMS error over the RMS of the reference: post-training int8 measures 0.02 to 0.15 on honest networks
@@ -44,8 +45,9 @@ INT8 = {
     "latency_ratio": 1.10,
     # the same integers on the same kernels; other kernels may round one step differently
     "golden": 0.005,
-    # an engine may fuse across a rounding that ONNX Runtime makes: as far from it as an honest network from PyTorch
-    "engine": 0.15,
+    # a value on the edge between two steps falls to the other side, and all that follows is rounded anew: root 2 times
+    # what each may be from PyTorch (measured: MobileNetV2 11 % from it, two ways of running one graph 16 % apart)
+    "engine": 0.354,
 }
 
 CLASSIFY = Task(

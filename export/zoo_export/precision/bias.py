@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .ranges import open_session
 
-__all__ = ["add_to_bias", "correctable", "mean_shifts"]
+__all__ = ["add_to_bias", "channel_means", "correctable", "mean_shifts"]
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 """Operators with a bias input of their own; that of a MatMul is the Add behind it."""
@@ -34,29 +34,41 @@ def correctable(model: ModelProto, layers: Collection[str]) -> list[str]:
     return [n.name for n in model.graph.node if n.name in wanted and _bias(model, n, constants) is not None]
 
 
+def channel_means(model: ModelProto, layers: Collection[str], tensors: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """For each of the images ``tensors`` (N, C, H, W) the means of each layer's output channels, by node name."""
+    weights = _weights(model, layers)
+    if not weights:
+        return [{} for _ in tensors]
+    session = open_session(_with_means(model, weights))
+    image = session.get_inputs()[0].name
+    return [
+        dict(zip(weights, session.run(None, {image: tensors[at : at + 1]}), strict=True)) for at in range(len(tensors))
+    ]
+
+
 def mean_shifts(
-    model: ModelProto, quantised: ModelProto, layers: Sequence[str], tensors: np.ndarray
+    model: ModelProto,
+    quantised: ModelProto,
+    layers: Collection[str],
+    tensors: np.ndarray,
+    means: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What has to be added to each layer's output channels for their means to be those of the float network.
+    """What has to be added to each layer's output channels for their means to be those of the float network ``model``.
 
     (channels,) float32 by node name: the median over the images ``tensors`` (N, C, H, W). ``quantised`` holds the same
-    layers under the same names. Inside its graph each layer's means are brought to the float ones before the next layer
-    sees them, so that a shift is counted where it arises and not again in all that follow.
+    layers under the same names; ``means``: what :func:`channel_means` gave for these images, where it is known already.
+    Inside the graph each layer's means are brought to the float ones before the next layer sees them, so that a shift is
+    counted where it arises and not again in all that follow.
     """
-    nodes = {node.name: node for node in model.graph.node if node.name in set(layers)}
-    if not nodes:
+    weights = _weights(model, layers)
+    if not weights:
         return {}
-    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    weights = {name: shapes[node.input[1]] for name, node in nodes.items()}
-    truth = open_session(_with_means(model, weights))
-    probe = open_session(_with_corrections(quantised, weights))
-    image = truth.get_inputs()[0].name
-    targets = [_mean_of(name) for name in nodes]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in nodes}
-    for at in range(len(tensors)):
-        one = tensors[at : at + 1]
-        means = dict(zip(targets, truth.run(targets, {image: one}), strict=True))
-        for name, shift in zip(nodes, probe.run(None, {image: one, **means}), strict=True):
+    session = open_session(_with_corrections(quantised, weights))
+    image = session.get_inputs()[0].name
+    found: dict[str, list[np.ndarray]] = {name: [] for name in weights}
+    for at, known in enumerate(means if means is not None else channel_means(model, layers, tensors)):
+        targets = {_mean_of(name): known[name] for name in weights}
+        for name, shift in zip(weights, session.run(None, {image: tensors[at : at + 1], **targets}), strict=True):
             found[name].append(shift.reshape(-1))
     return {name: np.median(np.stack(values), axis=0).astype(np.float32) for name, values in found.items()}
 
@@ -108,6 +120,13 @@ def _bias(model: ModelProto, node: NodeProto, constants: Collection[str]) -> tup
 
 
 # -- graphs that tell ----------------------------------------------------------------------------------------------
+
+
+def _weights(model: ModelProto, layers: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the layers' weights by node name, in graph order."""
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    wanted = set(layers)
+    return {node.name: shapes[node.input[1]] for node in model.graph.node if node.name in wanted}
 
 
 def _mean_of(layer: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +26,15 @@ from zoo.machine import versions
 
 from ..graphs import clean, load, save
 from .auditing import saturation as saturation_concerns
-from .bias import add_to_bias, correctable, mean_shifts
+from .bias import add_to_bias, channel_means, correctable, mean_shifts
 from .layers import Sensitivity, head_nodes, read_modules, weighted_nodes
 from .ranges import CALIBRATORS, Range, Statistics, choose, find_calibrator, measure, open_session
 
 __all__ = ["Int8Pass", "Yardstick"]
 
-JUDGED = 32
+JUDGED = 16
 """Calibration images on which calibrators and corrections are compared."""
-CORRECTED = 64
+CORRECTED = 48
 """Calibration images that biases are corrected on."""
 FINALISTS = 2
 """Calibrators that are compared with corrected biases, which takes longer than without and changes little."""
@@ -55,9 +55,12 @@ class _Seen:
     tensors: weakref.ref[np.ndarray]
     statistics: Mapping[str, Statistics]
     yardstick: Yardstick
-    chosen: dict[str, str]
-    """Calibrator asked for ("" for the best) to the one taken."""
-    corrections: dict[tuple[str, tuple[str, ...]], _Correction]
+    means: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """Of each image that biases are corrected on, the means of each layer's channels."""
+    chosen: list[str] = field(default_factory=list)
+    """The best calibrator, once it is known."""
+    noises: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
+    corrections: dict[tuple[str, tuple[str, ...]], _Correction] = field(default_factory=dict)
     """By calibrator and layers in int8."""
 
 
@@ -228,27 +231,24 @@ class Int8Pass:
                 tensors=weakref.ref(calibration.tensors),
                 statistics=measure(model, names, calibration),
                 yardstick=Yardstick(model, _spread(calibration.tensors, JUDGED)),
-                chosen={},
-                corrections={},
             )
         return self._seen
 
     def _calibrator(self, model: ModelProto, seen: _Seen, calibration: Calibration) -> str:
         """The one that was asked for, else the one with the least error with all layers in int8: each is tried as it is,
         the best FINALISTS with corrected biases."""
-        asked = calibration.method
-        if asked not in seen.chosen:
+        if calibration.method:
+            return calibration.method
+        if not seen.chosen:
             layers = self.layers(model)
-
-            def noise(name: str) -> float:
-                return seen.yardstick.noise(self.quantise(model, self._ranges(model, seen, name), layers))
-
-            def corrected(name: str) -> float:
-                return self._correction(model, seen, name, layers, calibration).noise
-
-            finalists = sorted(sorted(CALIBRATORS), key=noise)[:FINALISTS] if not asked else []
-            seen.chosen[asked] = asked or min(finalists, key=corrected)
-        return seen.chosen[asked]
+            finalists = sorted(sorted(CALIBRATORS), key=lambda name: self._plain(model, seen, name, layers)[1])
+            seen.chosen.append(
+                min(
+                    finalists[:FINALISTS],
+                    key=lambda name: self._correction(model, seen, name, layers, calibration).noise,
+                )
+            )
+        return seen.chosen[0]
 
     def _ranges(self, model: ModelProto, seen: _Seen, calibrator: str) -> dict[str, Range]:
         """The range of the image is known and full, whatever the calibrator thinks of it."""
@@ -260,20 +260,30 @@ class Int8Pass:
             name: choose("minmax" if name in inputs else calibrator, found) for name, found in seen.statistics.items()
         }
 
+    def _plain(
+        self, model: ModelProto, seen: _Seen, calibrator: str, layers: Sequence[str]
+    ) -> tuple[ModelProto, float]:
+        """The quantised graph as it is, and how far its outputs are from the float ones."""
+        key = (calibrator, tuple(layers))
+        quantised = self.quantise(model, self._ranges(model, seen, calibrator), layers)
+        if key not in seen.noises:
+            seen.noises[key] = seen.yardstick.noise(quantised)
+        return quantised, seen.noises[key]
+
     def _correction(
         self, model: ModelProto, seen: _Seen, calibrator: str, layers: Sequence[str], calibration: Calibration
     ) -> _Correction:
         """What to add to the biases: the measured shifts, or nothing if that leaves less error."""
         key = (calibrator, tuple(layers))
         if key not in seen.corrections:
-            ranges = self._ranges(model, seen, calibrator)
-            plain = self.quantise(model, ranges, layers)
-            shifts = mean_shifts(model, plain, correctable(model, layers), _spread(calibration.tensors, CORRECTED))
-            corrected = self.quantise(add_to_bias(model, shifts), ranges, layers)
-            tried = [
-                _Correction(shifts={}, noise=seen.yardstick.noise(plain)),
-                _Correction(shifts=shifts, noise=seen.yardstick.noise(corrected)),
-            ]
+            plain, noise = self._plain(model, seen, calibrator, layers)
+            images = _spread(calibration.tensors, CORRECTED)
+            if not seen.means:
+                seen.means.extend(channel_means(model, correctable(model, self.layers(model)), images))
+            shifts = mean_shifts(model, plain, correctable(model, layers), images, seen.means)
+            corrected = self.quantise(add_to_bias(model, shifts), self._ranges(model, seen, calibrator), layers)
+            tried = [_Correction(shifts={}, noise=noise)]
+            tried.append(_Correction(shifts=shifts, noise=seen.yardstick.noise(corrected)))
             seen.corrections[key] = min(tried, key=lambda found: found.noise)
         return seen.corrections[key]
 

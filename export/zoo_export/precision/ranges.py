@@ -1,12 +1,13 @@
 """Which range of values each tensor's 8 bits should cover: measured on calibration images, chosen by a calibrator.
 
-One pass over the images takes the extremes, a second one the histograms, so that no more than one image's activations
-are ever held. A range that is narrower than what was seen clips; how much it clips is told with it.
+One pass over the images, one image at a time, so that no more than one image's activations are ever held. A range that is
+narrower than what was seen clips; how much it clips is told with it.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from zoo.errors import ExportError, UnknownName
 __all__ = [
     "BINS",
     "CALIBRATORS",
+    "Histogram",
     "Range",
     "Statistics",
     "choose",
@@ -30,14 +32,17 @@ __all__ = [
     "open_session",
 ]
 
-BINS = 4096
-"""Equal bins over -T..T, T being the largest magnitude seen; so 2048 of the magnitude, as TensorRT's calibrator has."""
+BINS = 8192
+"""Equal bins over -L..L, L a power of two that is no more than twice the largest magnitude seen. So that magnitude is counted
+in 2048 to 4096 bins; TensorRT's calibrator has 2048."""
+SAMPLED = 65536
+"""Values of one tensor of one image that are counted; of more, every k-th."""
 LEVELS = 128
 """Magnitudes that a signed byte can tell apart: what the entropy calibrator and the least squares count with."""
 PERCENTILE = 99.99
 """TensorRT's and ONNX Runtime's documents name 99.9 to 99.999; this one clips a value in ten thousand."""
 CANDIDATES = 128
-"""Thresholds that the searching calibrators try: the 16th, the 32nd, … of the 2048 bins."""
+"""Thresholds that the searching calibrators try, evenly up to the largest magnitude; those below a sixteenth are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,30 @@ class Range:
         return max(abs(self.low), abs(self.high))
 
 
+class Histogram:
+    """Counts of values in BINS equal bins over ``-limit..limit``. Where a value lies beyond, the limit doubles and
+    bins are merged two by two, so that values can be counted as they come and none is counted in a wrong bin."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.limit = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Count float32 values of any shape, all finite."""
+        values = values.reshape(-1)
+        values = values[:: -(-values.size // SAMPLED)] if values.size else values
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest > self.limit:
+            limit = 2.0 ** math.ceil(math.log2(largest))
+            while self.limit and self.limit < limit:
+                self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), BINS // 4)
+                self.limit *= 2
+            self.limit = limit
+        scale = BINS / 2 / self.limit if self.limit else 0.0
+        at = (values * np.float32(scale) + np.float32(BINS // 2)).astype(np.int32)
+        self.counts += np.bincount(np.clip(at, 0, BINS - 1, out=at), minlength=BINS)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
     """What was seen of one tensor on the calibration images."""
@@ -65,66 +94,61 @@ class Statistics:
     mean_low: float
     mean_high: float
     """The mean over the images of each image's extremes."""
-    counts: np.ndarray
-    """(BINS,) int64: the histogram over ``-magnitude..magnitude``; empty where only the extremes were asked for."""
+    histogram: Histogram
 
     @property
     def magnitude(self) -> float:
         return max(abs(self.low), abs(self.high))
 
     @property
+    def width(self) -> float:
+        """Of one bin."""
+        return self.histogram.limit / (BINS // 2)
+
+    @property
     def magnitudes(self) -> np.ndarray:
-        """(BINS / 2,) int64: the histogram of the absolute value over ``0..magnitude``."""
-        half = len(self.counts) // 2
-        found: np.ndarray = self.counts[half:] + self.counts[:half][::-1]
-        return found
+        """(n,) int64: how many absolute values lie in each bin from 0 up to the largest; n is 2048 to 4096."""
+        half = BINS // 2
+        counts = self.histogram.counts
+        bins = math.ceil(half * self.magnitude / self.histogram.limit) if self.histogram.limit else half
+        folded: np.ndarray = (counts[half:] + counts[:half][::-1])[: max(1, min(bins, half))]
+        return folded
 
 
-def measure(
-    model: onnx.ModelProto, names: Collection[str], calibration: Calibration, *, histograms: bool = True
-) -> dict[str, Statistics]:
+def measure(model: onnx.ModelProto, names: Collection[str], calibration: Calibration) -> dict[str, Statistics]:
     """Run the float network over the calibration images, one by one, and look at the named tensors.
 
     ``names`` are float tensors of the graph, its input among them where wanted. Raises ExportError where one of them is
     not finite.
     """
     names = sorted(names)
-    session = _extremes(model, names)
+    session = open_session(_with_outputs(model, names))
     image = session.get_inputs()[0].name
+    histograms = [Histogram() for _ in names]
+    extremes: list[list[tuple[float, float]]] = []
     # image by image: the extremes of a batch would be those of its worst image
-    values = np.asarray([session.run(None, {image: batch}) for batch in calibration.batches(1)], np.float32)
-    low, high = values[:, 0::2], values[:, 1::2]
-    for at, name in enumerate(names):
-        if not (np.isfinite(low[:, at]).all() and np.isfinite(high[:, at]).all()):
-            raise ExportError(f"activation '{name}' is not finite on the calibration images: train the network again")
-    counts = np.zeros((len(names), BINS), np.int64)
-    if histograms:
-        largest = np.maximum(np.abs(low).max(axis=0), np.abs(high).max(axis=0))
-        session = open_session(_with_outputs(model, names))
-        for batch in calibration.batches(1):
-            found = session.run(names, {image: batch})
-            for at, value in enumerate(found):
-                counts[at] += histogram(value, float(largest[at]))
+    for batch in calibration.batches(1):
+        row = []
+        for name, value, counted in zip(names, session.run(names, {image: batch}), histograms, strict=True):
+            low, high = (float(value.min()), float(value.max())) if value.size else (0.0, 0.0)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ExportError(
+                    f"activation '{name}' is not finite on the calibration images: train the network again"
+                )
+            counted.add(value)
+            row.append((low, high))
+        extremes.append(row)
+    table = np.asarray(extremes, np.float64)  # (images, tensors, 2)
     return {
         name: Statistics(
-            low=float(low[:, at].min()),
-            high=float(high[:, at].max()),
-            mean_low=float(low[:, at].mean(dtype=np.float64)),
-            mean_high=float(high[:, at].mean(dtype=np.float64)),
-            counts=counts[at] if histograms else counts[at, :0],
+            low=float(table[:, at, 0].min()),
+            high=float(table[:, at, 1].max()),
+            mean_low=float(table[:, at, 0].mean()),
+            mean_high=float(table[:, at, 1].mean()),
+            histogram=histograms[at],
         )
         for at, name in enumerate(names)
     }
-
-
-def histogram(values: np.ndarray, magnitude: float) -> np.ndarray:
-    """(BINS,) int64: how many values lie in each of the equal bins over ``-magnitude..magnitude``."""
-    if magnitude == 0:
-        counts = np.zeros(BINS, np.int64)
-        counts[BINS // 2] = values.size
-        return counts
-    at = (values.reshape(-1) * np.float32(BINS / 2 / magnitude) + np.float32(BINS // 2)).astype(np.int32)
-    return np.bincount(np.clip(at, 0, BINS - 1, out=at), minlength=BINS)
 
 
 # -- calibrators ---------------------------------------------------------------------------------------------------
@@ -145,7 +169,7 @@ def percentile(seen: Statistics) -> tuple[float, float]:
     """The magnitude below which PERCENTILE of the values lie."""
     counts = seen.magnitudes
     inside = int(np.searchsorted(np.cumsum(counts), counts.sum() * PERCENTILE / 100))
-    return _within(seen, (inside + 1) / len(counts))
+    return _within(seen, inside + 1)
 
 
 def entropy(seen: Statistics) -> tuple[float, float]:
@@ -158,7 +182,7 @@ def entropy(seen: Statistics) -> tuple[float, float]:
     if not counts.any():
         return minmax(seen)
     tried = _candidates(counts)
-    return _within(seen, tried[int(np.argmin([divergence(counts, kept) for kept in tried]))] / len(counts))
+    return _within(seen, tried[int(np.argmin([divergence(counts, kept) for kept in tried]))])
 
 
 def divergence(counts: np.ndarray, kept: int) -> float:
@@ -185,7 +209,7 @@ def mse(seen: Statistics) -> tuple[float, float]:
     if not counts[1:].any():
         return minmax(seen)
     tried = _candidates(counts)
-    return _within(seen, tried[int(np.argmin([squared_error(counts, kept) for kept in tried]))] / len(counts))
+    return _within(seen, tried[int(np.argmin([squared_error(counts, kept) for kept in tried]))])
 
 
 def squared_error(counts: np.ndarray, kept: int) -> float:
@@ -197,13 +221,13 @@ def squared_error(counts: np.ndarray, kept: int) -> float:
 
 
 def _candidates(counts: np.ndarray) -> list[int]:
-    step = len(counts) // CANDIDATES
-    return list(range(step * 8, len(counts) + 1, step))
+    """Numbers of bins from zero up."""
+    return [len(counts) * k // CANDIDATES for k in range(CANDIDATES // 16, CANDIDATES + 1)]
 
 
-def _within(seen: Statistics, share: float) -> tuple[float, float]:
-    """A share of the largest magnitude on both sides, but no farther than the values reach."""
-    threshold = seen.magnitude * share
+def _within(seen: Statistics, bins: int) -> tuple[float, float]:
+    """So many bins to both sides, but no farther than the values reach."""
+    threshold = bins * seen.width
     return max(seen.low, -threshold), min(seen.high, threshold)
 
 
@@ -231,19 +255,18 @@ def choose(method: str, seen: Statistics) -> Range:
 
 def saturation(seen: Statistics, low: float, high: float) -> float:
     """Share of the values of a histogram that lie outside ``low..high``; bins that are cut count in proportion."""
-    total = int(seen.counts.sum())
-    if not total or not seen.magnitude:
+    counts, limit = seen.histogram.counts, seen.histogram.limit
+    if not limit:
         return 0.0
     # a side that reaches as far as the values do cuts none, in whatever bin it lies
     low = -np.inf if low <= seen.low else low
     high = np.inf if high >= seen.high else high
-    edges = np.linspace(-seen.magnitude, seen.magnitude, len(seen.counts) + 1)
-    left, right = edges[:-1], edges[1:]
-    inside = np.clip((np.minimum(right, high) - np.maximum(left, low)) / (right - left), 0, 1)
-    return float((seen.counts * (1 - inside)).sum() / total)
+    edges = np.linspace(-limit, limit, BINS + 1)
+    inside = np.clip((np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)) / seen.width, 0, 1)
+    return float((counts * (1 - inside)).sum() / counts.sum())
 
 
-# -- graphs that tell ----------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------------
 
 
 def _with_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
@@ -259,14 +282,3 @@ def open_session(model: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _extremes(model: onnx.ModelProto, names: Collection[str]) -> Any:
-    model = copy.deepcopy(model)
-    graph = model.graph
-    del graph.output[:]
-    for name in names:
-        for kind in ("ReduceMin", "ReduceMax"):
-            graph.node.append(helper.make_node(kind, [name], [f"{name}.{kind}"], name=f"{name}.{kind}", keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(f"{name}.{kind}", TensorProto.FLOAT, []))
-    return open_session(model)
