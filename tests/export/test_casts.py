@@ -552,6 +552,15 @@ def test_coordinates_of_a_sampler_and_what_is_computed_from_them_are_kept() -> N
     assert set(found) == {"distance_node", "d_node", "h_node"}
 
 
+@pytest.mark.parametrize(("precision", "side", "kept"), [("fp16", 128, False), ("fp16", 160, True), ("bf16", 32, True)])
+def test_a_sampler_of_a_large_map_stays_float32(precision: str, side: int, kept: bool) -> None:
+    """Its places are read in the type of the map: between 0.5 and 1 fp16 has steps of 2^-11, of 0.04 pixels at 160."""
+    model = graph(
+        node("GridSample", "image g", "f"), TAIL, shape=(1, 3, side, side), g=draw(1, 4, 4, 2), w=draw(4, 3, 1, 1)
+    )
+    assert set(natural(model, precision, (1, 3, side, side))) == ({"f_node"} if kept else set())
+
+
 def test_macs_are_counted_from_shapes() -> None:
     model = prepare(graph(
         node("Conv", "image w", "c", group=3, pads=[1, 1, 1, 1]), node("ConvTranspose", "c t", "u", strides=[2, 2]),

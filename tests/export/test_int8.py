@@ -186,8 +186,6 @@ def seen_of(model: ModelProto, tensors: np.ndarray) -> int8._Seen:
         tensors=None,  # type: ignore[arg-type]
         statistics=statistics,
         yardstick=Yardstick(model, tensors[:1]),
-        chosen={},
-        corrections={},
     )
 
 
@@ -306,8 +304,11 @@ def test_the_worst_output_counts(calibration: Calibration) -> None:
     assert yardstick.noise(model) == 0
     logits, boxes = yardstick.truth
     shifted = add_to_bias(model, {"head_a": np.full(2, 0.1, np.float32), "head_b": np.full(2, 0.2, np.float32)})
-    expected = max(0.01 / (logits.astype(np.float64) ** 2).mean(), 0.04 / (boxes.astype(np.float64) ** 2).mean())
-    assert yardstick.noise(shifted) == pytest.approx(expected, rel=1e-3)
+    expected = []
+    for truth, shift in ((logits, 0.1), (boxes, 0.2)):
+        decibels = [10 * np.log10(shift**2 / (image.astype(np.float64) ** 2).mean()) for image in truth]
+        expected.append(10 ** (np.mean(decibels) / 10))
+    assert yardstick.noise(shifted) == pytest.approx(max(expected), rel=1e-3)
 
 
 def test_no_float_output_no_measure(calibration: Calibration) -> None:

@@ -26,7 +26,7 @@ from zoo.errors import ExportError
 
 from ..tensorrt.view import STANDARD, View, attribute, subgraphs
 
-__all__ = ["EXACT", "HALF", "INDIFFERENT", "Form", "emulate", "half_form", "prepare", "rounded", "to_half"]
+__all__ = ["HALF", "INDIFFERENT", "Form", "emulate", "half_form", "is_exact", "prepare", "rounded", "to_half"]
 
 FLOAT = TensorProto.FLOAT
 HALF: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -73,11 +73,16 @@ EXACT = (
     ),
     "Where",
 )
-"""Operators that copy, choose or flip the sign of what they are given: they round nothing."""
+"""Operators that copy, choose or flip the sign of what they are given: they round nothing (see :func:`is_exact`)."""
 MONOTONE = ("Clip", "Relu")
 """Rounding before these and rounding after them is the same, because 0 and the bounds of a Clip are representable."""
 INDIFFERENT = ("Shape", "Size")
 """They read a tensor's shape; its type is nothing to them."""
+
+
+def is_exact(node: NodeProto) -> bool:
+    """Whether every float that the node gives is one that it was given, or that one's negative."""
+    return node.op_type in EXACT and attribute(node, "reduction", "none") in ("none", "max", "min")
 
 
 # -- the graph as it is before --------------------------------------------------------------------------------------
@@ -238,7 +243,7 @@ class _Rewriter:
         while changed:
             changed = False
             for node in self.graph.node:
-                if node.op_type not in EXACT or node.name not in self.form:
+                if not is_exact(node) or node.name not in self.form:
                     continue
                 form = self.form[node.name]
                 sources = [node.input[i] for i in form.inputs if node.input[i] not in constants]
@@ -451,7 +456,12 @@ def _rounded_later(view: View, halves: Collection[int]) -> set[str]:
     for node in view.graph.node:
         if node.op_type in MONOTONE and view.dtype(node.input[0]) in halves and node.input[0] not in results:
             maker = view.makers.get(node.input[0])
-            if maker is not None and maker.op_type not in (*EXACT, "Cast") and len(view.readers[node.input[0]]) == 1:
+            if (
+                maker is not None
+                and not is_exact(maker)
+                and maker.op_type != "Cast"
+                and len(view.readers[node.input[0]]) == 1
+            ):
                 found.add(node.input[0])
     return found
 
@@ -464,7 +474,7 @@ def _rounds(node: NodeProto, view: View, late: Collection[str]) -> bool:
     quantised = set(readers) == {"QuantizeLinear"} and not view.results & set(node.output)
     if node.op_type == "DequantizeLinear" or quantised:
         return False
-    return node.op_type not in EXACT or any(name in late for name in node.input)
+    return not is_exact(node) or any(name in late for name in node.input)
 
 
 def _round(source: str, result: str, kind: int, axis: str, taken: set[str]) -> Iterator[NodeProto]:

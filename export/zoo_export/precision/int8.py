@@ -34,13 +34,15 @@ __all__ = ["Int8Pass", "Yardstick"]
 
 JUDGED = 16
 """Calibration images on which calibrators and corrections are compared."""
-CORRECTED = 48
+CORRECTED = 64
 """Calibration images that biases are corrected on."""
 FINALISTS = 2
 """Calibrators that are compared with corrected biases, which takes longer than without and changes little."""
 BATCH = 8
 TRUTH_BYTES = 256 << 20
 """The float outputs that are kept for comparison; fewer images where they are larger."""
+LEAST = 1e-6
+"""What counts as next to nothing, as a share."""
 MOVING = ("Identity", "Reshape", "SpaceToDepth", "Transpose")
 """Operators behind which an image is still the image."""
 TOLD = 5
@@ -77,24 +79,40 @@ class Yardstick:
     """How far a network's float outputs are from another's, on fixed images."""
 
     def __init__(self, model: ModelProto, images: np.ndarray) -> None:
+        """``images`` (N, C, H, W) float32; fewer of them are used where the outputs are large. Raises ExportError where no
+        output is float32."""
         self.names = [o.name for o in model.graph.output if o.type.tensor_type.elem_type == TensorProto.FLOAT]
         if not self.names:
             raise ExportError("the network has no float output, so what int8 costs cannot be measured")
         first = _run(model, images[:1], self.names)
         count = max(1, min(len(images), TRUTH_BYTES // max(1, sum(value.nbytes for value in first))))
         self.images = images[:count]
-        self.truth = [value.astype(np.float32) for value in _run(model, self.images, self.names)]
-        self._power = [float((value.astype(np.float64) ** 2).mean()) for value in self.truth]
+        self.truth = _run(model, self.images, self.names)
+        """(N, …) float32 each."""
 
     def noise(self, model: ModelProto) -> float:
-        """Noise power as a share of the signal's, at the float output where it is largest."""
+        """Noise power as a share of the signal's, at the float output where it is largest.
+
+        The geometric mean over the images, that is the mean of their decibels: the few that a clipped range distorts
+        beyond measure do not decide alone.
+        """
         worst = 0.0
-        for found, truth, power in zip(_run(model, self.images, self.names), self.truth, self._power, strict=True):
-            error = float(((found.astype(np.float64) - truth) ** 2).mean())
-            if not math.isfinite(error):
+        for found, truth in zip(_run(model, self.images, self.names), self.truth, strict=True):
+            error, power = _power(found - truth), _power(truth)
+            if not np.isfinite(error).all():
                 return math.inf
-            worst = max(worst, error / power if power > 0 else (math.inf if error > 0 else 0.0))
+            if not error.any():
+                continue
+            # an image without any signal counts as one of little
+            ratios = error / np.maximum(power, LEAST * max(float(power.mean()), float(np.finfo(np.float32).tiny)))
+            worst = max(worst, float(np.exp(np.log(np.maximum(ratios, LEAST**2)).mean())))
         return worst
+
+
+def _power(values: np.ndarray) -> np.ndarray:
+    """(N,) float64: mean square of each image's values."""
+    found: np.ndarray = (values.astype(np.float64) ** 2).reshape(len(values), -1).mean(axis=1)
+    return found
 
 
 def _run(model: ModelProto, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:

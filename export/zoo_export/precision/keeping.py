@@ -23,7 +23,7 @@ from zoo.errors import ExportError
 from zoo.runtime.ort import open_session
 
 from ..tensorrt.view import View, attribute
-from .halves import EXACT, INDIFFERENT, half_form, rounded
+from .halves import INDIFFERENT, half_form, is_exact, rounded
 from .layers import WEIGHTED, layer_precisions
 
 __all__ = ["LARGEST", "Yardstick", "by_constants", "by_nature", "by_range", "formless", "macs", "measure_shapes"]
@@ -57,6 +57,8 @@ STATISTICS = (
 )
 SAMPLERS = {"GridSample": 1, "MaxRoiPool": 1, "RoiAlign": 1}
 """Which input of them says where to look."""
+PLACE = 1 / 64
+"""Pixels: what a bilinear sampler's place may be off by."""
 REFUSED = {"fp16": (), "bf16": ("ConvTranspose", "GRU", "HardSwish", "LpNormalization", "LpPool", "Mish")}
 """What TensorRT-RTX 1.7.1 takes in float32 and does not take in this type (measured, one operator at a time)."""
 BOUNDS = ("Clip", "Max", "Min")
@@ -94,6 +96,8 @@ def by_nature(view: View, precision: str, shapes: Mapping[str, tuple[int, ...]])
         if _terms(node, view, shapes) > 2 ** BITS[precision]:
             # one added to 2^11 is 2^11 in fp16: a kernel that adds up in its own type stops counting there
             found.setdefault(node.name, f"a sum of more than {2 ** BITS[precision]} terms, to which {precision} counts")
+        if _too_fine(node, precision, shapes):
+            found[node.name] = f"samples places that {precision} does not tell apart"
     answer = _answer(view)
     places = _before_decisions(view) - answer
     for names, why in (
@@ -131,6 +135,17 @@ def _square(node: NodeProto, view: View) -> NodeProto | None:
         exponent = view.value(maker.input[1])
         return maker if exponent is not None and bool(np.all(exponent == 2)) else None
     return None
+
+
+def _too_fine(node: NodeProto, precision: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a sampler's places lose more than PLACE when they are read in half precision.
+
+    TensorRT wants a sampler's map and its places in one type (measured). In GridSample places lie in -1..1, so a map of S
+    pixels is off by S / 2 times half a step of the type below 1; those of regions are pixels of the image.
+    """
+    if node.op_type == "GridSample":
+        return max(shapes[node.input[0]][2:]) * 2.0 ** -(BITS[precision] + 2) > PLACE
+    return node.op_type in SAMPLERS
 
 
 def measure_shapes(model: ModelProto, image: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -213,7 +228,7 @@ def _before_decisions(view: View) -> set[str]:
         rounding: set[str] = set()
         for part in view.graph.node:
             if part.name in inside and (
-                part.op_type not in EXACT or any(_made_by(name, rounding, view) for name in part.input)
+                not is_exact(part) or any(_made_by(name, rounding, view) for name in part.input)
             ):
                 rounding.add(part.name)
         found |= rounding
