@@ -32,7 +32,7 @@ from zoo.parity.verify import LATENCY_TENSORS, bounds
 from zoo.registry import get_registry
 from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
-from zoo.tasks import TaskHalf
+from zoo.tasks import TaskHalf, rows_in
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
 from zoo.train.reference import TorchReference, torch_reference
 
@@ -338,7 +338,7 @@ def _basis(
     reference = Reference(
         name=torch_ref.name,
         outputs=seen.outputs,
-        exact=_exact(torch_ref, batches.first(min(exact_count(spec), _length(seen.outputs))), note),
+        exact=_exact(torch_ref, batches.first(min(exact_count(spec), rows_in(seen.outputs))), note),
         results=seen.results,
         call=torch_ref.run,
         device=torch_ref.device,
@@ -355,10 +355,6 @@ def _basis(
 def exact_count(spec: ImageInput) -> int:
     """How many images are run in float64, which is slow: 256 small ones, fewer large ones, at least one batch."""
     return int(min(256, max(batch_size(spec), 2_400_000 // int(np.prod(spec.shape)))))
-
-
-def _length(outputs: Mapping[str, np.ndarray]) -> int:
-    return min(len(value) for value in outputs.values())
 
 
 def _made_count(spec: ImageInput) -> int:

@@ -119,5 +119,6 @@ def test_a_mixed_plan_loses_at_most_a_point_and_is_found_in_five_minutes(
     assert np.mean(found == labels) > FOREIGN_INT8
     assert notes["int8_layers"] >= 5
     assert notes["predicted_cost"]["of_fp16"] < 0.95
-    assert notes["search"]["seconds"] < 300
+    # of one core; by the clock it is half of that where two are free
+    assert notes["search"]["cpu_seconds"] < 300
     assert_tensorrt_takes_it(artifact)

@@ -19,7 +19,7 @@ from ..machine import machine
 from ..runtime.choosing import why_not
 from ..runtime.predictor import Predictor, open_artifact, open_half
 from ..specs import Runtime, Task
-from ..tasks import TaskHalf
+from ..tasks import TaskHalf, rows_in
 from . import FAIL, PASS, SKIPPED, Candidate, Finding, Reference, Samples
 from .evidence import Batch, is_own, observe, prepared_batches, stand_in
 from .gates import compare, told_latencies
@@ -327,7 +327,7 @@ def _basis(
                 )
             here, there = [p[0] for p in pairs], [p[1] for p in pairs]
             images, ids, targets = [images[i] for i in here], [ids[i] for i in here], [targets[i] for i in here]
-            raw, exactly = (sum(1 for t in there if t < _length(o)) for o in (stored.outputs, stored.exact))
+            raw, exactly = (sum(1 for t in there if t < rows_in(o)) for o in (stored.outputs, stored.exact))
             results = half.unpack(stored.results, bundle.labels)
             reference = Reference(
                 name=f"{stored.name}, as stored in the bundle",
@@ -386,7 +386,7 @@ def _golden_basis(
             device="CPU (PyTorch)",
         )
     elif stored is not None and stored.golden_outputs:
-        count = _length(stored.golden_outputs)
+        count = rows_in(stored.golden_outputs)
         reference = Reference(
             name=f"{stored.name}, as stored in the bundle",
             outputs=stored.golden_outputs,
@@ -409,7 +409,3 @@ def _golden_basis(
         batches=lambda: [(tensors, frames)],
         statements=["Accuracy was not judged: no labelled data was given (--data DIR)."],
     )
-
-
-def _length(outputs: Mapping[str, np.ndarray]) -> int:
-    return min((len(v) for v in outputs.values()), default=0)

@@ -229,7 +229,7 @@ class ArchitectureTests:
         """Linted, parsed and built for real by TensorRT-RTX, which needs no GPU; every layer has the type that was asked
         for or is named as kept; ONNX Runtime executes the very graph."""
         _, made = exported
-        found = build_for_tensorrt(made, precision, self.images(record, 8).numpy(), tmp_path)
+        found = build_for_tensorrt(made, precision, self.images(record, 4).numpy(), tmp_path)
         failed = [f.message for f in found.findings if f.verdict == FAIL]
         if precision in self.refused:
             assert any(self.refused[precision] in message for message in failed), (

@@ -31,7 +31,7 @@ from zoo.runtime.ort import open_session
 
 from ..graphs import clean, load, save
 from ..tensorrt.view import View
-from .casts import HalfPrecision, summary, with_integer_layers
+from .casts import HURTS, HalfPrecision, summary, with_integer_layers
 from .halves import emulate, prepare, to_half
 from .int8_cpu import StaticInt8
 from .int8_tensorrt import SymmetricInt8
@@ -71,7 +71,6 @@ class Candidate:
 
     in_float: frozenset[str]
     """The layers that are not int8 though they could be."""
-    model: ModelProto
     precisions: Mapping[str, str]
     cost: float
     """Predicted, as a share of the same network in float32."""
@@ -116,8 +115,7 @@ class MixedPlan:
         if not len(calibration.tensors):
             raise ExportError("a mixed plan needs calibration images: the training split gave none")
         search = _Search(self, artifact, calibration)
-        best = search.run()
-        model = best.model
+        best, model = search.run()
         onnx.checker.check_model(clean(model), full_check=True)
         save(model, out)
         notes = {**artifact.notes, "nodes": len(model.graph.node), **search.notes(best)}
@@ -133,7 +131,7 @@ class _Search:
 
     def __init__(self, plan: MixedPlan, artifact: Artifact, calibration: Calibration) -> None:
         assert artifact.path is not None
-        self.began = time.monotonic()
+        self.began, self.began_cpu = time.monotonic(), time.process_time()
         self.plan, self.artifact, self.calibration = plan, artifact, calibration
         self.model = prepare(load(artifact.path))
         shapes = measure_shapes(self.model, calibration.tensors[:1])
@@ -151,8 +149,11 @@ class _Search:
             [s for s in plan.integer.sensitivity(artifact, calibration, PROBES) if s.node not in asked]
         )
         self.ranking_seconds = time.monotonic() - self.began
+        self.images = 0
         self.before = self._score(self.model)
-        self.tried: dict[tuple[frozenset[str], bool], Candidate] = {}
+        self.tried: list[Candidate] = []
+        self.best: tuple[Candidate, ModelProto] | None = None
+        """The cheapest that holds so far; the graphs of the others are not kept, they may be large."""
         self.slowest = 0.0
         self.out_of_time = False
 
@@ -168,16 +169,12 @@ class _Search:
 
     # -- the search ------------------------------------------------------------------------------------------------
 
-    def run(self) -> Candidate:
-        """The cheapest candidate that holds. Raises ExportError where none does."""
+    def run(self) -> tuple[Candidate, ModelProto]:
+        """The cheapest candidate that holds, and its graph. Raises ExportError where none does."""
         names = [s.node for s in self.ranked]
-        held: list[Candidate] = []
 
         def holds(count: int) -> bool:
-            found = self._try(frozenset(names[:count]))
-            if found.holds:
-                held.append(found)
-            return found.holds
+            return self._try(frozenset(names[:count])).holds
 
         if names and not holds(0):
             low, high = 0, len(names)  # all in int8 does not hold; none in int8 is left for the end
@@ -187,11 +184,12 @@ class _Search:
                     middle = (low + high) // 2
                 low, high = (low, middle) if holds(middle) else (middle, high)
                 middle = (low + high) // 2
-            if held:
-                held += self._return_to_int8(min(held, key=lambda c: c.cost))
-        if not held:
-            held = self._without_int8(names)
-        return min(held, key=lambda c: (c.cost, c.rms_share))
+            if self.best is not None:
+                self._return_to_int8(self.best[0])
+        if self.best is None:
+            self._without_int8(names)
+        assert self.best is not None
+        return self.best
 
     def _quieter(self, factor: float) -> int:
         """How many layers must go back to float for the predicted noise power to fall by this factor."""
@@ -202,9 +200,8 @@ class _Search:
             left -= _noise(layer)
         return len(self.ranked)
 
-    def _return_to_int8(self, best: Candidate) -> list[Candidate]:
+    def _return_to_int8(self, best: Candidate) -> None:
         """Layers that went back to float for the company they were in are tried in int8 on their own, dearest first."""
-        found = []
         total = sum(self.macs.values())
         saved = self._float_cost() - self.cost["int8"]
         dearest = sorted(best.in_float, key=lambda name: (-self.macs.get(name, 0), name))
@@ -213,11 +210,9 @@ class _Search:
                 break
             candidate = self._try(best.in_float - {name})
             if candidate.holds:
-                found.append(candidate)
                 best = candidate
-        return found
 
-    def _without_int8(self, names: Sequence[str]) -> list[Candidate]:
+    def _without_int8(self, names: Sequence[str]) -> None:
         """No int8 plan held: half precision, more and more of it in float32. The time limit does not end this."""
         half = self.plan.half
         allowed = f"at most {100 * self.calibration.budget:g} points of the score"
@@ -227,26 +222,25 @@ class _Search:
                 "allow more (--budget), calibrate on other images, or ask for fp32"
             )
         everything = frozenset(names)
-        found = self._try(everything)
-        if not found.holds:
-            self.why = {**half.keep(self.artifact, self.calibration), **self.why}
-            found = self._try(everything, again=True)
-        if not found.holds:
-            ranked = [s.node for s in half.sensitivity(self.artifact, self.calibration)]
-            for share in (0.25, 0.5, 0.75):
-                hurting = ranked[: math.ceil(share * len(ranked))]
-                self.why = {**dict.fromkeys(hurting, "disturbs the outputs most"), **self.why}
-                found = self._try(everything, again=True)
-                if found.holds:
-                    break
-        if not found.holds:
-            raise ExportError(
-                f"no plan below float32 was found that loses {allowed}{self._nearest()}: allow more (--budget), or ask for fp32"
-            )
-        return [found]
+        if self._try(everything).holds:
+            return
+        hurting = {**half.keep(self.artifact, self.calibration), **self.why}
+        if hurting != self.why:
+            self.why = hurting
+            if self._try(everything).holds:
+                return
+        ranked = [s.node for s in half.sensitivity(self.artifact, self.calibration)]
+        for share in (0.25, 0.5, 0.75):
+            worst = ranked[: math.ceil(share * len(ranked))]
+            self.why = {**dict.fromkeys(worst, HURTS), **self.why}
+            if self._try(everything).holds:
+                return
+        raise ExportError(
+            f"no plan below float32 was found that loses {allowed}{self._nearest()}: allow more (--budget), or ask for fp32"
+        )
 
     def _nearest(self) -> str:
-        losses = [self.before - c.score for c in self.tried.values() if c.score is not None and self.before is not None]
+        losses = [self.before - c.score for c in self.tried if c.score is not None and self.before is not None]
         return f" (the best lost {100 * min(losses):.2f})" if losses else ""
 
     def _may_go_on(self) -> bool:
@@ -259,9 +253,7 @@ class _Search:
 
     # -- one candidate ---------------------------------------------------------------------------------------------
 
-    def _try(self, in_float: frozenset[str], again: bool = False) -> Candidate:
-        if not again and (in_float, False) in self.tried:
-            return self.tried[in_float, False]
+    def _try(self, in_float: frozenset[str]) -> Candidate:
         began = time.monotonic()
         model, kept = self._build(in_float)
         precisions = layer_precisions(model)
@@ -269,13 +261,11 @@ class _Search:
         share = self.yard.worst(executed)
         limit = self.bound if self.before is not None else ROOM * self.bound
         score = self._score(executed) if share <= limit else None
-        holds = share <= limit
-        if holds and self.before is not None:
-            assert score is not None
-            holds = self.before - score <= self.calibration.budget + 1e-9
+        holds = share <= limit and set(precisions.values()) != {"fp32"}
+        if score is not None and self.before is not None:
+            holds = holds and self.before - score <= self.calibration.budget + 1e-9
         found = Candidate(
             in_float=in_float,
-            model=model,
             precisions=precisions,
             cost=self._predict(precisions),
             rms_share=share,
@@ -283,7 +273,9 @@ class _Search:
             holds=holds,
             kept=kept,
         )
-        self.tried[in_float, again] = found
+        self.tried.append(found)
+        if holds and (self.best is None or (found.cost, share) < (self.best[0].cost, self.best[0].rms_share)):
+            self.best = (found, model)
         self.slowest = max(self.slowest, time.monotonic() - began)
         return found
 
@@ -313,7 +305,9 @@ class _Search:
         judge = self.calibration.judge
         if judge is None:
             return None
-        return float(np.mean(judge(open_session(model.SerializeToString()).run)))
+        scores = judge(open_session(model.SerializeToString()).run)
+        self.images = len(scores)
+        return float(np.mean(scores))
 
     def _predict(self, precisions: Mapping[str, str]) -> float:
         total = sum(self.macs.values())
@@ -352,6 +346,7 @@ class _Search:
             if judged
             else "the outputs' error alone",
             "budget": self.calibration.budget if judged else None,
+            "judged_images": self.images,
             "score_before": _round(self.before),
             "score_after": _round(best.score),
             "rms_share": _round(best.rms_share),
@@ -370,9 +365,10 @@ class _Search:
                         "score": _round(c.score),
                         "holds": c.holds,
                     }
-                    for c in self.tried.values()
+                    for c in self.tried
                 ],
                 "seconds": round(time.monotonic() - self.began, 1),
+                "cpu_seconds": round(time.process_time() - self.began_cpu, 1),
                 "ranking_seconds": round(self.ranking_seconds, 1),
                 "out_of_time": self.out_of_time,
             },
