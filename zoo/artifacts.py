@@ -50,7 +50,7 @@ class Calibration:
     keep_float: tuple[str, ...] = ()
     """Names of graph nodes to leave in float."""
     method: str = ""
-    """The calibrator: ``minmax``, ``mean``, ``entropy``, ``percentile``; empty for the pass's own choice."""
+    """The calibrator: ``minmax``, ``mean``, ``entropy``, ``percentile``, ``mse``; empty for the pass's own choice."""
     judge: Judge | None = None
     """Scores in 0..1, one an image, of a network on images that are not among ``tensors`` but come from the training
     split too: the task's metric, or whether the answer is the fp32 network's where no labels are known."""

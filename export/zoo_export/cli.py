@@ -134,7 +134,7 @@ SIZES, BATCH = _SizesType(), _BatchType()
 )
 @click.option(
     "--calibrator",
-    type=click.Choice(["auto", "minmax", "mean", "entropy", "percentile"]),
+    type=click.Choice(["auto", "minmax", "mean", "entropy", "percentile", "mse"]),
     default="auto",
     show_default=True,
     help="How int8 ranges are chosen.",

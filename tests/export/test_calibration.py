@@ -113,11 +113,15 @@ def test_what_is_not_finite_is_named() -> None:
         measure(network(), ["z"], Calibration(tensors=tensors, source="broken"))
 
 
-def test_a_tensor_of_zeros_has_a_range() -> None:
-    found = measure(network(), ["x"], Calibration(tensors=np.zeros((3, 2, 8, 8), np.float32), source="black"))["x"]
+@pytest.mark.parametrize("value", [0, 1e-40])
+@pytest.mark.filterwarnings("error")
+def test_a_tensor_of_nothing_has_a_range(value: float) -> None:
+    tensors = np.full((3, 2, 8, 8), value, np.float32)
+    found = measure(network(), ["x"], Calibration(tensors=tensors, source="black"))["x"]
     for name in CALIBRATORS:
         chosen = choose(name, found)
-        assert (chosen.low, chosen.high, chosen.saturation) == (0, 0, 0)
+        assert chosen.magnitude == pytest.approx(0, abs=1e-30)
+        assert chosen.saturation == 0
 
 
 # -- calibrators ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ input of an addition that a convolution ends in, so that convolution, addition a
 All else stays in float. Pooling by maximum, concatenation and the like move past a Q by themselves; average pooling does
 not, and what it would gain in integers has not been measured here.
 
-A signed byte has 128 levels for what a ReLU gives where the unsigned one of the form for CPUs has 256. On MobileNetV2 the
-choice of ranges and the corrected biases win that back.
+A signed byte has 128 levels for what a ReLU gives where the unsigned one of the form for CPUs has 256. On MobileNetV2 with
+its ImageNet weights the error, as a share of the logits' spread over 200 photos that it was not calibrated on, is 0.28 with
+the extremes as ranges, 0.16 with their means, 0.12 with corrected biases beside; the form for CPUs has 0.22, 0.13 and 0.085.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ BINS = 8192
 in 2048 to 4096 bins; TensorRT's calibrator has 2048."""
 SAMPLED = 65536
 """Values of one tensor of one image that are counted; of more, every k-th."""
+NOTHING = 1e-30
+"""Magnitudes below this count as zero: their bins would be too narrow for float32."""
 LEVELS = 128
 """Magnitudes that a signed byte can tell apart: what the entropy calibrator and the least squares count with."""
 PERCENTILE = 99.99
@@ -73,7 +75,7 @@ class Histogram:
         values = values.reshape(-1)
         values = values[:: -(-values.size // SAMPLED)] if values.size else values
         largest = float(np.abs(values).max(initial=0.0))
-        if largest > self.limit:
+        if largest > max(self.limit, NOTHING):
             limit = 2.0 ** math.ceil(math.log2(largest))
             while self.limit and self.limit < limit:
                 self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), BINS // 4)
