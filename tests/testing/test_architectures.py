@@ -80,6 +80,13 @@ class Blind(Good):
         return self.head(self.body(x).mean((2, 3)) * 1e-6) + torch.arange(float(self.head.out_features))
 
 
+class Fourier(Good):
+    """Looks at frequencies, for which TensorRT-RTX has no operator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.fft.rfft(x, n=x.shape[-1]).real)
+
+
 @pytest.fixture
 def kit(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Registers a network class as an architecture, and gives a test class for it."""
@@ -171,5 +178,18 @@ def test_a_wrong_parameter_count_is_caught(kit: Any) -> None:
 
 def test_a_blind_network_cannot_pass_parity(kit: Any, tmp_path: Any) -> None:
     pytest.importorskip("onnx")
+    tests = kit(Blind)
+    exported = tests.export(tests.record_made, tmp_path)
     with pytest.raises(AssertionError, match="hardly depend on the image"):
-        run(kit(Blind), "test_onnx_equals_pytorch", tmp_path)
+        run(tests, "test_onnx_equals_pytorch", exported)
+
+
+def test_what_tensorrt_refuses_is_told_or_listed(kit: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("tensorrt_rtx")
+    tests = kit(Fourier)
+    exported = tests.export(tests.record_made, tmp_path)
+    with pytest.raises(AssertionError, match="DFT"):
+        run(tests, "test_tensorrt_takes_it", exported, "fp32", tmp_path)
+    monkeypatch.setattr(tests, "refused", {"fp32": "DFT"}, raising=False)
+    run(tests, "test_tensorrt_takes_it", exported, "fp32", tmp_path)

@@ -48,7 +48,11 @@ class ArchitectureTests:
 
     @pytest.fixture(scope="class")
     def exported(self, record: Architecture, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Artifact]:
-        """The deployed network with weights that carry signal, and its ONNX artefact."""
+        """As :meth:`export` gives it; once for all tests of the class."""
+        return self.export(record, tmp_path_factory.mktemp("kit"))
+
+    def export(self, record: Architecture, folder: Path) -> tuple[Any, Artifact]:
+        """The deployed network with weights that carry signal, and its ONNX artefact in ``folder``."""
         exporters = [e for e in get_registry().specs(Exporter) if e.writes == "onnx"]
         runtimes = [r for r in get_registry().runtimes("onnx") if not absent(r)]
         if not exporters or absent(exporters[0]) or not runtimes:
@@ -58,7 +62,7 @@ class ArchitectureTests:
         network = give_signal(self.build(record, 10, spec.channels), spec)
         module = resolve(task.trainer, f"task '{task.name}'")().deployable(network).eval()
         source = Artifact(format="torch", precision="fp32", input=spec, task=task, module=module)
-        return module, exporters[0].resolve()(source, tmp_path_factory.mktemp("kit") / "model.fp32.onnx", {})
+        return module, exporters[0].resolve()(source, folder / "model.fp32.onnx", {})
 
     def build(self, record: Architecture, classes: int, channels: int, **options: Any) -> nn.Module:
         """The network with seeded random weights, in eval mode."""
@@ -250,10 +254,11 @@ class ArchitectureTests:
             "sys.modules.update({n: None for n in ('torch', 'torchvision', 'timm', 'onnx', 'pluggy', 'click')})\n"
             "import numpy as np\n"
             "from zoo.inputs import frame\n"
-            "from zoo.lookup import find_task, runtimes_for\n"
+            "from zoo.lookup import find_task\n"
+            "from zoo.runtime.choosing import choose\n"
             "from zoo.specs import ImageInput\n"
             "path, task, spec = pathlib.Path(sys.argv[1]), sys.argv[2], ImageInput.from_dict(json.loads(sys.argv[3]))\n"
-            "session = runtimes_for('onnx')[0].resolve()(path, threads=1)\n"
+            "session = choose('onnx').runtime.resolve()(path, threads=1)\n"
             "half, frames = find_task(task).resolve()(), [frame(spec.width, spec.height, spec)] * 2\n"
             "outputs = session.run(np.load(path.with_suffix('.npy')))\n"
             "results = half.decode(outputs, labels=tuple('0123456789'), frames=frames)\n"
