@@ -340,11 +340,3 @@ def missing_part(spec: Exporter | Precision | Runtime) -> MissingPart:
     """The error that says which package a spec lacks, and the line that installs it."""
     package = absent(spec)[0]
     return MissingPart(f"{package}, which {spec.kind} '{spec.name}' needs,", spec.install or install_line(package))
-
-
-def first_installed(runtimes: Sequence[Runtime]) -> Runtime:
-    """The first of several runtimes (at least one) that nothing is missing for. Raises MissingPart for the first."""
-    for spec in runtimes:
-        if not absent(spec):
-            return spec
-    raise missing_part(runtimes[0])
