@@ -55,6 +55,7 @@ def rtx() -> None:
 
 def test_an_engine_and_what_is_known_of_it(rtx: None, tmp_path: Path) -> None:
     onnx.save(conv(), tmp_path / "model.onnx")
+    ballast = bytearray(b"x") * (1 << 30)  # this process's own memory is not the builder's
     out = tmp_path / "new" / "model.engine"
     told: list[str] = []
     facts = build_engine("tensorrt-rtx", tmp_path / "model.onnx", out, profiles=PROFILES, progress=told.append)
@@ -64,7 +65,7 @@ def test_an_engine_and_what_is_known_of_it(rtx: None, tmp_path: Path) -> None:
     assert facts["version"].startswith("1.")
     assert facts["typed"] == [["conv", "CONVOLUTION", "FLOAT"]]
     assert 0 < facts["seconds"] < 60
-    assert 10e6 < facts["peak_memory_bytes"] < 4e9
+    assert 10e6 < facts["peak_memory_bytes"] < len(ballast)
     assert told == ["TensorRT-RTX builds the engine; this may take minutes"]
     if not facts["gpu"]:
         assert facts["built_on"] == "CPU"

@@ -50,7 +50,7 @@ COSTS: Mapping[str, Mapping[str, float]] = {
 """What one multiply-accumulate costs, float32 being 1. Memory traffic, which decides on small layers, is not in it."""
 ROOM = 0.5
 """Share of the numeric gate's bound that a candidate may use where no score judges it."""
-EVALUATIONS = 12
+EVALUATIONS = 16
 SECONDS = 240.0
 PROBES = 8
 WORTH = 0.01
@@ -208,7 +208,10 @@ class _Search:
         for name in dearest:
             if saved * self.macs.get(name, 0) / total < WORTH * best.cost or not self._may_go_on():
                 break
-            candidate = self._try(best.in_float - {name})
+            wanted = best.in_float - {name}
+            if any(c.in_float == wanted for c in self.tried):
+                continue
+            candidate = self._try(wanted)
             if candidate.holds:
                 best = candidate
 
