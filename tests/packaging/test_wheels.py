@@ -164,7 +164,8 @@ def test_a_strangers_plugin_from_list_to_a_verified_bundle(
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "examples/plugin-package/tests"
     ).stdout
     assert "failed" not in tests
-    assert "11 passed" in tests, tests
+    # three more where TensorRT-RTX is installed, which the set-up does where there is a wheel of it
+    assert re.search(r"\b(14 passed|11 passed, 3 skipped)\b", tests), tests
 
 
 def test_the_lock_is_whole_and_names_no_place() -> None:
