@@ -8,7 +8,6 @@ every layer instead, because a precision pass spreads its error over many.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from zoo.errors import BundleError, ExportError, MissingPart, ZooError
 
-from .graphs import MODULES, load
+from .graphs import MODULES, load, parse_modules
 from .precision.halves import HALF, emulate
 
 if TYPE_CHECKING:
@@ -322,13 +321,7 @@ def bisect_artifact(
 
 
 def _modules(bundle: Bundle) -> dict[str, str]:
-    if MODULES not in bundle.manifest["files"]:
-        return {}
-    try:
-        found = json.loads(bundle.read(MODULES))
-    except ValueError:
-        return {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return parse_modules(bundle.read(MODULES)) if MODULES in bundle.manifest["files"] else {}
 
 
 @lru_cache(maxsize=1)  # asked for once an artefact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,18 @@ import onnx
 from zoo.errors import ExportError
 from zoo.files import write_bytes
 
-__all__ = ["BYTES_LIMIT", "MODULES", "OPSET", "clean", "hushed", "load", "save", "too_large"]
+__all__ = [
+    "BYTES_LIMIT",
+    "MODULES",
+    "OPSET",
+    "clean",
+    "hushed",
+    "load",
+    "parse_modules",
+    "read_modules",
+    "save",
+    "too_large",
+]
 
 OPSET = 20
 """The newest opset that ONNX Runtime 1.31 and every TensorRT since 10.2 read; torch's own default."""
@@ -79,6 +91,23 @@ def load(path: Path) -> onnx.ModelProto:
         return onnx.load(str(path))
     except Exception as error:
         raise ExportError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error
+
+
+def read_modules(file: Path) -> dict[str, str]:
+    """The exporter's sidecar beside an ONNX file: graph node to torch module. Empty where there is none."""
+    try:
+        return parse_modules(file.with_name(MODULES).read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_modules(data: bytes) -> dict[str, str]:
+    """The sidecar's content; what is not a name for a name is left out."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def too_large(size: int) -> ExportError:

@@ -105,8 +105,7 @@ def command(
 
 def _graphs(model: Path, artifact: str | None) -> Iterator[tuple[str, Path | bytes, dict[str, str]]]:
     """Name, content and torch modules of each graph to judge. Raises BundleError, ExportError."""
-    from .graphs import MODULES
-    from .tensorrt.lint import parse_modules, read_modules
+    from .graphs import MODULES, parse_modules, read_modules
 
     if not (model.is_dir() or model.name == MANIFEST or (model.is_file() and zipfile.is_zipfile(model))):
         if artifact:

@@ -126,11 +126,6 @@ class _Made:
     report: ArtifactReport
     flips: list[Flip] = field(default_factory=list)
 
-    @property
-    def stand_in(self) -> str:
-        """Where ONNX Runtime executed a graph that is meant for another library: what that is worth."""
-        return stand_in(self.artifact.format, self.session)
-
 
 @dataclass(kw_only=True)
 class _Basis:
@@ -224,7 +219,6 @@ def export_bundle(
                     work=work,
                     basis=basis,
                     threads=threads,
-                    show=show,
                     note=note,
                 )
                 made = [maker.make(plan) for plan in plans]
@@ -405,34 +399,39 @@ def _calibration(
     spec = model.input
     wanted = request.calibration
     searched = SEARCH_IMAGES if "mixed" in request.precisions else 0
+    images: list[Source]
+    digests: list[str] = []
     if train is None:
-        images: list[Source] = list(_made_images(spec, min(wanted, 64) + min(searched, 64), seed=2))
         wanted, targets, origin = min(wanted, 64), None, "made images of natural statistics"
-        indices = list(range(len(images)))
+        images = list(_made_images(spec, wanted + min(searched, 64), seed=2))
+        tensors = [preprocess(image, spec) for image in images[:wanted]]
     else:
         if searched:
             wanted = min(wanted, max(1, len(train) // 2))
-        indices, images = [], []
+        images, targets, tensors = [], [], []
         for index in np.random.default_rng(CALIBRATION_SEED).permutation(len(train)).tolist():
-            with contextlib.suppress(
-                ImageError
-            ):  # a damaged training image is no reason to stop; others take its place
-                read_image(train[index].image, spec, train[index].id)
-                indices.append(index)
-                images.append(train[index].image)
+            sample = train[index]
+            with contextlib.suppress(ImageError):  # a damaged image is no reason to stop; others take its place
+                if len(tensors) < wanted:
+                    tensors.append(preprocess(sample.image, spec, sample.id))
+                    digests.append(sample.digest())
+                else:
+                    read_image(sample.image, spec, sample.id)
+                images.append(sample.image)
+                targets.append(sample.target)
             if len(images) == wanted + searched:
                 break
         if not images:
             raise DataError(
                 f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated"
             )
-        targets, origin = [train[i].target for i in indices], f"images of the {train.source}"
-    tensors = np.stack([preprocess(image, spec) for image in images[:wanted]])
+        origin = f"images of the {train.source}"
+    calibrated = np.stack(tensors)
     concerns = audit_calibration(
-        tensors,
-        targets=targets[: len(tensors)] if targets is not None else None,
+        calibrated,
+        targets=targets[:wanted] if targets is not None else None,
         labels=model.labels,
-        digests=[train[i].digest() for i in indices[:wanted]] if train is not None else (),
+        digests=digests,
         judged_digests=judged,
     )
     for concern in concerns:
@@ -449,7 +448,7 @@ def _calibration(
             return half.sample_scores(results, targets[wanted:])
 
     return Calibration(
-        tensors=tensors,
+        tensors=calibrated,
         source=f"{len(tensors)} {origin}",
         concerns=tuple(c.to_dict() for c in concerns),
         method=request.calibrator,
@@ -520,7 +519,6 @@ class _Maker:
     """Where everything on the way is written."""
     basis: _Basis
     threads: int
-    show: Progress
     note: Callable[[str], None]
     statements: list[str] = field(default_factory=list)
     """What a reader of the report must not miss."""
@@ -566,11 +564,11 @@ class _Maker:
         Where the engine itself is judged it was built before (:meth:`_judge`).
         """
         exporter = [*plan.before, *plan.after][-1].resolve()
-        if not hasattr(exporter, "complete") or not made.stand_in:
+        if not hasattr(exporter, "complete") or not made.report.stand_in:
             return made
         if made.report.verdict == FAIL and not self.request.waive:
             return made
-        self._say_stand_in(plan, made)
+        self._say_stand_in(plan)
         artifact: Artifact = exporter.complete(made.artifact, self._options(plan))
         findings = [*made.report.findings, *artifact.findings[len(made.artifact.findings) :]]
         failed = any(f.verdict == FAIL for f in findings)
@@ -579,7 +577,7 @@ class _Maker:
         )
         return replace(made, artifact=artifact, report=report)
 
-    def _say_stand_in(self, plan: Plan, made: _Made) -> None:
+    def _say_stand_in(self, plan: Plan) -> None:
         text = (
             f"{plan.format}: ONNX Runtime executed the very graphs that engines are built of, on the CPU. Numbers and accuracy "
             "are those of the graphs; an engine is verified where it runs (`zoo build`, then `zoo verify`)."

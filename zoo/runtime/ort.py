@@ -50,9 +50,9 @@ def open_session(
     precision: str = "",
     **_: Any,
 ) -> OrtSession:
-    """Open an ONNX file or its bytes. ``providers`` defaults to the CPU. ``precision``: of a graph that is meant for another
-    library. Raises BundleError where it is no network, or
-    where the first provider did not take it: ONNX Runtime says nothing of that and goes on with the next."""
+    """Open an ONNX file or its bytes. ``providers`` defaults to the CPU. ``precision``: of a graph that is meant for
+    another library. Raises BundleError where it is no network, or where the first provider did not take it: ONNX Runtime
+    says nothing of that and goes on with the next."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -156,7 +156,13 @@ def tensorrt_settings(
 def _open_on_gpu(model: Path | bytes, providers: Sequence[Any], runtime: str, options: Mapping[str, Any]) -> OrtSession:
     with contextlib.suppress(Exception):  # the wheels of CUDA and cuDNN, where those are how it is installed
         onnxruntime.preload_dlls()
-    session = open_session(model, threads=options.get("threads"), providers=providers, runtime=runtime)
+    session = open_session(
+        model,
+        threads=options.get("threads"),
+        providers=providers,
+        runtime=runtime,
+        precision=str(options.get("precision", "")),
+    )
     check: Callable[[OrtSession], str] | None = options.get("check")
     if check is not None and (reason := check(session)):
         raise BundleError(f"{runtime} is not used: {reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from onnx import TensorProto
 
 from zoo.artifacts import Artifact
 
-from ..graphs import MODULES
+from .. import graphs
 
 __all__ = ["WEIGHTED", "Sensitivity", "head_nodes", "layer_precisions", "read_modules", "weighted_nodes"]
 
@@ -35,13 +34,7 @@ class Sensitivity:
 
 def read_modules(artifact: Artifact) -> dict[str, str]:
     """The exporter's sidecar beside the artefact (graph node to torch module); empty where there is none."""
-    if artifact.path is None:
-        return {}
-    try:
-        found = json.loads(artifact.path.with_name(MODULES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return graphs.read_modules(artifact.path) if artifact.path else {}
 
 
 def weighted_nodes(model: onnx.ModelProto) -> list[str]:

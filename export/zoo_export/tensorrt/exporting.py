@@ -13,9 +13,9 @@ from zoo.parity import FAIL, PASS, SKIPPED, Finding
 from zoo.runtime.tensorrt import api
 from zoo.specs import ImageInput
 
-from ..graphs import save
+from ..graphs import read_modules, save
 from .fixes import fix
-from .lint import Report, lint, open_model, read_modules
+from .lint import Report, lint, open_model
 from .targets import Target, parse_target
 from .view import LAYERS, View
 
@@ -34,8 +34,6 @@ class Builder:
     """Who builds engines on this machine, and what such an engine is good for."""
 
     flavour: str
-    native: bool
-    """Whether the engine is the target's own, to be measured here."""
     says: str
     """One line for a person."""
 
@@ -48,7 +46,7 @@ def find_builder(target: Target) -> Builder:
     own = api.find(target.flavour)
     if own is not None and target.flavour == "tensorrt":
         if own.builder() is not None:
-            return Builder(flavour="tensorrt", native=True, says=f"{own} builds the engine for this GPU.")
+            return Builder(flavour="tensorrt", says=f"{own} builds the engine for this GPU.")
         reason = f"{own} is installed, but makes no builder: it needs an NVIDIA GPU and its driver"
     else:
         reason = "" if target.rtx else "TensorRT is not installed here"
@@ -61,7 +59,7 @@ def find_builder(target: Target) -> Builder:
             )
         else:
             says = f"{reason}: the device builds its own engine (`zoo build`). {rtx} builds one on this CPU, {proof}."
-        return Builder(flavour="tensorrt-rtx", native=False, says=says)
+        return Builder(flavour="tensorrt-rtx", says=says)
     way_out = f"{api.INSTALL['tensorrt-rtx']} (builds on a CPU), or --defer: the device builds its engine itself"
     if own is None and not target.rtx:
         way_out = f"{api.INSTALL['tensorrt']}; {way_out}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ from onnx import ModelProto
 from zoo.errors import ExportError, UnknownName, ZooError
 from zoo.runtime.tensorrt import api
 
-from ..graphs import MODULES
+from ..graphs import read_modules
 from . import asking
 from .asking import Answer
 from .rules import ERROR, INFO, RULES, SEVERITIES, WARNING
 from .targets import Target
 from .view import LAYERS, View
 
-__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "parse_modules", "read_modules", "untold", "whole"]
+__all__ = ["PARSER", "Finding", "Report", "lint", "open_model", "untold", "whole"]
 
 PARSER = "parser"
 """The rule id of what only NVIDIA's parser found."""
@@ -120,23 +119,6 @@ def whole(model: ModelProto, name: str) -> Iterator[None]:
             reason = str(fault).strip().splitlines()[0][:200]
             raise ExportError(f"{name} is damaged: {reason}: copy or export it again") from error
         raise
-
-
-def read_modules(file: Path) -> dict[str, str]:
-    """The exporter's sidecar beside an ONNX file: graph node to torch module. Empty where there is none."""
-    try:
-        return parse_modules(file.with_name(MODULES).read_bytes())
-    except OSError:
-        return {}
-
-
-def parse_modules(data: bytes) -> dict[str, str]:
-    """The sidecar's content; what is not a name for a name is left out."""
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return {}
-    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def lint(
