@@ -65,6 +65,10 @@ def frame(width: int, height: int, spec: ImageInput) -> Frame:
         w, h = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (spec.width - w) // 2, (spec.height - h) // 2
         return Frame(width=width, height=height, box=(0, 0, width, height), place=(left, top, left + w, top + h))
+    if spec.resize == "crop":
+        w, h = min(width, spec.width), min(height, spec.height)
+        x, y, left, top = (width - w) // 2, (height - h) // 2, (spec.width - w) // 2, (spec.height - h) // 2
+        return Frame(width=width, height=height, box=(x, y, x + w, y + h), place=(left, top, left + w, top + h))
     scaled_w, scaled_h = int(spec.width / spec.crop), int(spec.height / spec.crop)
     if spec.resize == "shortest":
         if spec.width == spec.height:
@@ -119,6 +123,10 @@ def crop_resize(
 ) -> Image.Image | np.ndarray:
     """``box`` (left, top, right, bottom in pixels) of an image of :func:`read_image` at ``size`` (width, height), in
     the same pixel type. Bands are resized one by one, those of more than 8 bits in floating point."""
+    if spec.resize == "crop" and size == (box[2] - box[0], box[3] - box[1]):
+        left, top, right, bottom = (int(side) for side in box)
+        # cut, not resampled: that would lose the colours under what is transparent
+        return image[top:bottom, left:right] if isinstance(image, np.ndarray) else image.crop((left, top, right, bottom))
     if not isinstance(image, np.ndarray):
         return _scale(image, size, box, spec)
     out = np.empty((size[1], size[0], image.shape[2]), image.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError, MissingPart
-from .specs import ImageInput
+from .specs import FREE, ImageInput
 
 __all__ = ["MAX_PICTURE_PIXELS", "Picture", "Source", "read_image", "rounded", "viewable"]
 
@@ -219,13 +219,13 @@ def _check_axes(array: np.ndarray, spec: ImageInput, name: str) -> None:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ImageError(f"{name}: array of shape {array.shape}; an image is (H, W) or (H, W, C)")
     channels = 1 if array.ndim == 2 else array.shape[2]
-    known = (spec.channels,) if spec.color == "bands" else (1, 3, 4)
+    known = (spec.channels,) if spec.color in FREE else (1, 3, 4)
     if channels in known:
         return
     first = array.ndim == 3 and array.shape[0] in known
     hint = "; is it (C, H, W)? give (H, W, C): array.transpose(1, 2, 0)" if first else ""
-    if spec.color == "bands":
-        raise ImageError(f"{name}: {channels} channels; the network takes {spec.channels} bands{hint}")
+    if spec.color in FREE:
+        raise ImageError(f"{name}: {channels} channels; the network takes {spec.channels} {spec.color}{hint}")
     raise ImageError(f"{name}: array of shape {array.shape} has {channels} channels, not 1, 3 or 4{hint}")
 
 
@@ -234,7 +234,7 @@ def _from_array(array: np.ndarray, spec: ImageInput, name: str) -> Image.Image |
     if array.ndim == 2:
         array = array[:, :, None]
     array = _as_pixel(array, spec.pixel, name)
-    if spec.color == "bands":
+    if spec.color in FREE:
         return np.ascontiguousarray(array)
     if spec.pixel != "uint8":
         return _in_colour(array, spec)

@@ -23,10 +23,11 @@ __all__ = [
     "Weights",
 ]
 
-RESIZES = ("shortest", "squash", "letterbox")
+RESIZES = ("shortest", "squash", "letterbox", "crop")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-COLORS: Mapping[str, int | None] = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4, "bands": None}
-"""Channel orders, and how many channels each has; ``bands`` has any number."""
+COLORS: Mapping[str, int | None] = {"RGB": 3, "BGR": 3, "L": 1, "RGBA": 4, "bands": None, "latent": None}
+"""Channel orders, and how many channels each has; ``bands`` and ``latent`` have any number."""
+FREE = ("bands", "latent")
 PEAKS: Mapping[str, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 """Types of pixels, and the value that counts as 1 in each."""
 
@@ -39,11 +40,14 @@ class ImageInput:
 
     - ``shortest``: the short side becomes ``size / crop``, then the centre ``height x width`` is cut out;
     - ``squash``: both sides become ``size / crop`` without regard to the aspect ratio, then the centre is cut out;
-    - ``letterbox``: the whole image fits inside, centred, and the rest is painted with ``fill``.
+    - ``letterbox``: the whole image fits inside, centred, and the rest is painted with ``fill``;
+    - ``crop``: nothing is resized: the centre ``height x width`` is cut out, and what a smaller image lacks is painted
+      with ``fill``. For networks that take images at their own pixels, of which ``height x width`` is then a sample.
 
     ``crop`` is the share of the resized image that is kept (timm calls it ``crop_pct``). ``color`` names the
-    channel order the network expects; ``bands`` means ``channels`` bands of no agreed colour (arrays and TIFF).
-    ``mean``, ``std`` and ``fill`` have one value a channel, in that order.
+    channel order the network expects; ``bands`` means ``channels`` bands of no agreed colour (arrays and TIFF), and
+    ``latent`` that there is no image: ``channels`` values drawn from N(0, 1), kept as one float32 pixel, the last of
+    which say the class where a network is told one. ``mean``, ``std`` and ``fill`` have one value a channel, in that order.
 
     ``pixel`` is the type in which pixels are kept until they are normalised: ``uint8`` (peak 255; 16-bit images lose
     their lower half), ``uint16`` (peak 65535) or ``float32`` (peak 1: measurements in a unit of their own).
@@ -73,8 +77,8 @@ class ImageInput:
             return "height and width are whole numbers"
         if not (1 <= self.height <= 16384 and 1 <= self.width <= 16384):
             return "height and width lie in 1..16384"
-        if not isinstance(channels, int) or not 1 <= channels <= 64:
-            return "channels lies in 1..64"
+        if not isinstance(channels, int) or not 1 <= channels <= 4096:
+            return "channels lies in 1..4096"
         if self.resize not in RESIZES:
             return f"resize is one of {', '.join(RESIZES)}"
         if self.interpolation not in INTERPOLATIONS:
@@ -97,6 +101,10 @@ class ImageInput:
             return "fill has one value a channel, or none"
         if self.pixel not in PEAKS:
             return f"pixel is one of {', '.join(PEAKS)}"
+        if self.resize == "crop" and self.crop != 1.0:
+            return "resize crop keeps the pixels as they are: crop is 1"
+        if self.color == "latent" and (self.height, self.width, self.resize, self.pixel) != (1, 1, "crop", "float32"):
+            return "a latent is one float32 pixel: height 1, width 1, resize crop, pixel float32"
         return ""
 
     @property
@@ -112,7 +120,7 @@ class ImageInput:
     @property
     def source_channels(self) -> int:
         """Channels of an image to make for this input: photos are RGB whatever the network makes of them."""
-        return self.channels if self.color == "bands" else 3
+        return self.channels if self.color in FREE else 3
 
     def with_size(self, height: int, width: int | None = None) -> ImageInput:
         return replace(self, height=height, width=height if width is None else width)
@@ -121,10 +129,20 @@ class ImageInput:
         """The same recipe for another channel count: mean and std become their average over the old channels."""
         if channels == self.channels:
             return self
+        if self.color == "latent":
+            return ImageInput.latent(channels)
         color = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "bands")
         mean = sum(self.mean) / len(self.mean)
         std = sum(self.std) / len(self.std)
         return replace(self, channels=channels, color=color, mean=(mean,) * channels, std=(std,) * channels, fill=())
+
+    @classmethod
+    def latent(cls, channels: int) -> ImageInput:
+        """The input of a network that takes ``channels`` values drawn from N(0, 1) in the place of an image."""
+        return cls(
+            height=1, width=1, channels=channels, color="latent", resize="crop", pixel="float32",
+            mean=(0.0,) * channels, std=(1.0,) * channels,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -194,11 +212,19 @@ class Architecture(Spec):
     """Dotted name of the submodule that an image classifier's weights fit; empty where there is none."""
     weights: tuple[Weights, ...] = ()
     """The first is what ``pretrained`` means."""
+    makes: ImageInput | None = None
+    """Of a network that makes images from latents: how the images that it learns from are brought to what it makes.
+    A user's size and channels are then those of the images; ``input`` describes the latents."""
+    classes: bool = True
+    """Whether it tells classes, or is told them. Without, ``num_classes`` is 0 and there are no labels."""
     license: str = ""
     paper: str = ""
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments that ``build`` is called with; a user's own options are laid over them."""
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task's numpy half that follow from how the network is made (see :class:`zoo.tasks.detect.Detect`);
+    what was chosen on a validation set is laid over them."""
     parameters: int = 0
     """Trainable and fixed weights as built for the first weights' classes (10 or 1000 without any); 0: not known."""
     macs: int = 0

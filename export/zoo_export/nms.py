@@ -50,13 +50,15 @@ nms_fragment (float[batch, anchors, 4] boxes, float[batch, anchors, classes] sco
 """
 
 
-def embed(artifact: Artifact, out: Path, *, iou: float, max_detections: int, **_: Any) -> Artifact:
+def embed(artifact: Artifact, out: Path, *, iou: float, max_detections: int, nms: bool = True, **_: Any) -> Artifact:
     """Write the artefact to ``out`` with a further output ``detections`` (N, ``max_detections``, 6) float32: x1, y1,
     x2, y2 in input pixels, score, class; class-aware suppression by ``iou``, best first, then rows of zeros.
 
     ``boxes`` and ``scores`` stay outputs, so that they can still be compared with PyTorch's. Raises ExportError where
     the graph has not these two, or not for a fixed number of candidates.
     """
+    if not nms:
+        raise ExportError("--nms graph: this detector tells each object once and needs no suppression: leave it out")
     if artifact.path is None or artifact.format != "onnx":
         raise ExportError(f"--nms graph is for onnx artefacts, not for {artifact.format}")
     model = load(artifact.path)

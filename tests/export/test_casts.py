@@ -150,6 +150,14 @@ def test_a_layer_adds_up_in_float32_what_is_rounded(precision: str) -> None:
     np.testing.assert_array_equal(found, round_(found))
 
 
+def test_no_scale_becomes_zero() -> None:
+    made = half(integer_layer(dead=True))
+    scales = next(numpy_helper.to_array(i) for i in made.graph.initializer if i.name == "ws")
+    assert scales.dtype == np.float16
+    assert scales[2] == np.float16(2**-24)
+    assert scales[0] == np.float16(0.02)
+
+
 def test_the_emulation_does_not_round_inside_an_integer_layer() -> None:
     """Between a DequantizeLinear and the QuantizeLinear after the layer lies one integer kernel."""
     made = emulate(half(integer_layer()))
@@ -162,7 +170,7 @@ def test_the_emulation_does_not_round_inside_an_integer_layer() -> None:
     )
 
 
-def integer_layer(scale: float = 0.02) -> ModelProto:
+def integer_layer(scale: float = 0.02, dead: bool = False) -> ModelProto:
     """Conv and Relu between Q/DQ pairs, symmetric; then an addition in float."""
     zero = np.int8(0)
     return graph(
@@ -177,9 +185,10 @@ def integer_layer(scale: float = 0.02) -> ModelProto:
         s=np.float32(0.03),
         z=zero,
         w=(draw(4, 3, 3, 3) * 40).astype(np.int8),
-        ws=np.full(4, scale, np.float32),
+        ws=np.asarray([scale, scale, 1e-12 if dead else scale, scale], np.float32),
         wz=np.zeros(4, np.int8),
-        b=draw(4),
+        # a bias beside such a scale overflows the 32 bits in which ONNX Runtime's kernel wants it
+        b=draw(4) * np.asarray([1, 1, not dead, 1], np.float32),
         one=np.float32(1),
     )
 
@@ -307,6 +316,10 @@ CASES: dict[str, Case] = {
         # the layer adds up in integers anyway: it stays in float32 with all that it reads
         lambda: integer_layer(1e-6), {"s.fp16": F16, "ws": F, "wd": F, "d": F, "c": F, "rd": F16},
         bf16={"s.bf16": BF16, "s": BF16, "ws": BF16, "wd": BF16, "d": BF16, "c": BF16},
+    ),
+    "an integer layer with a dead channel": Case(
+        # a scale that fp16 takes for zero, which TensorRT refuses
+        lambda: integer_layer(dead=True), {"ws": F16, "wd": F16, "d": F16, "c": F16},
     ),
     "values that only move about": Case(
         lambda: graph(

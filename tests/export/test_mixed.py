@@ -27,10 +27,12 @@ from zoo.train.classify import Deployable
 from zoo_export.onnx_export import export
 from zoo_export.precision import mixed
 from zoo_export.precision.casts import HalfPrecision, twin
+from zoo_export.precision.halves import prepare
 from zoo_export.precision.int8_cpu import StaticInt8
 from zoo_export.precision.int8_tensorrt import SymmetricInt8
+from zoo_export.precision.keeping import Yardstick
 from zoo_export.precision.layers import layer_precisions
-from zoo_export.precision.mixed import COSTS, MixedPlan
+from zoo_export.precision.mixed import COSTS, MixedPlan, without_idle_pairs
 
 SPEC = ImageInput(height=24, width=24)
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -230,6 +232,52 @@ def test_layers_that_a_person_names_stay_float32(fp32: Artifact, calibration: Ca
     artifact = plan(fp32, tmp_path / "b.onnx", replace(calibration, keep_float=(named,)))
     assert precisions(artifact)["wide"] == "fp32"
     assert artifact.notes["kept_float"][0] == {"why": "asked for", "nodes": 1, "layers": ["network.wide.0"]}
+
+
+class Gated(nn.Module):
+    """Gates between its layers, as squeeze-and-excitation has them: an int8 pass for CPUs quantises these too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Net.block(3, 8), Net.block(8, 8), Net.block(8, 8)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+        return self.head(x.mean((2, 3)))
+
+
+def test_nothing_is_quantised_between_layers_in_float(calibration: Calibration, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Deployable(give_signal(Gated(), SPEC)).eval()
+    fp32 = export(
+        Artifact(format="torch", precision="fp32", input=SPEC, task=CLASSIFY, module=network),
+        tmp_path / "fp32.onnx",
+        {},
+    )
+    assert fp32.path is not None
+    original = onnx.load(str(fp32.path))
+    first, second, third, _ = layer_precisions(original)
+    convert = StaticInt8()
+    made = convert(fp32, tmp_path / "int8.onnx", replace(calibration, keep_float=(first, second)))
+    assert made.path is not None
+    model = prepare(onnx.load(str(made.path)))
+
+    def pairs(model: onnx.ModelProto) -> int:
+        return sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+    before = pairs(model)
+    bare = without_idle_pairs(model)
+    # what the third reads, and what it gives
+    assert pairs(bare) == 2 < before
+    assert layer_precisions(bare)[third] == "int8"
+    yard = Yardstick.of(original, calibration.tensors)
+    assert 0 < yard.worst(bare) < yard.worst(onnx.load(str(made.path)))
+    whole = convert(fp32, tmp_path / "whole.onnx", calibration)
+    assert whole.path is not None
+    assert pairs(without_idle_pairs(prepare(onnx.load(str(whole.path))))) >= 4
 
 
 class Offset(nn.Module):

@@ -78,6 +78,12 @@ def test_an_image_without_objects_gives_rows_of_zeros(tmp_path: Path) -> None:
     assert not found.any()
 
 
+def test_a_detector_that_needs_no_suppression_gets_none(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="needs no suppression: leave it out"):
+        embed(graph(tmp_path / "raw.onnx", 20, 2), tmp_path / "out.onnx", **Detect(nms=False).settings)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_other_graphs_are_refused(tmp_path: Path) -> None:
     artifact = graph(tmp_path / "raw.onnx", 20, 2)
     model = onnx.load(tmp_path / "raw.onnx")

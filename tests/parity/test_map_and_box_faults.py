@@ -101,3 +101,26 @@ def test_classes_of_one_pixel_may_differ_but_not_many(tiny_bundles: dict[str, Pa
     entry = {"bytes": (bundle / "golden.npz").stat().st_size, "sha256": sha256_file(bundle / "golden.npz")}
     edit(bundle, lambda m: m["files"].update({"golden.npz": entry}))
     assert failed(bundle) == "network"
+
+
+@pytest.mark.parametrize("rows", ["fixed", "chosen"])
+def test_golden_rows_in_another_order_are_a_fault_unless_they_are_chosen(
+    tiny_bundles: dict[str, Path], rows: str
+) -> None:
+    bundle = tiny_bundles["detect"]
+    edit(bundle, lambda m: m["decode"].update(rows=rows))
+    assert failed(bundle) == ""
+    with np.load(bundle / "golden.npz") as archive:
+        arrays = {k: archive[k] for k in archive.files}
+    for name in ("fp32/boxes", "fp32/scores"):
+        arrays[name] = arrays[name][:, ::-1]
+    np.savez_compressed(bundle / "golden.npz", **arrays)
+    entry = {"bytes": (bundle / "golden.npz").stat().st_size, "sha256": sha256_file(bundle / "golden.npz")}
+    edit(bundle, lambda m: m["files"].update({"golden.npz": entry}))
+
+    def network_passes() -> bool:
+        return next(bool(s) for s in selftest(bundle) if s.stage == "network")
+
+    assert network_passes() == (rows == "chosen")
+    reweigh(bundle, 1.01)
+    assert not network_passes(), "other weights are noticed all the same"

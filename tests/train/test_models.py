@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("zoo_classic")
 
 from zoo.errors import CheckpointError, UnknownName
-from zoo.train.models import deployable, load_checkpoint, open_model, run_name, save_checkpoint
+from zoo.train.models import deployable, half_of, load_checkpoint, open_model, run_name, save_checkpoint
 
 
 @pytest.fixture
@@ -126,3 +126,30 @@ def test_real_weights_name_real_photos(assets: Path) -> None:
     hits = sum(int(p.name[:4]) == int(i) for p, i in zip(photos, found, strict=True))
     assert hits >= 15
     assert model.labels[0].startswith("tench")
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssdlite", "faster-rcnn", "yolo"])
+def test_a_file_of_a_detectors_weights_tells_its_classes(name: str, tmp_path: Path) -> None:
+    """Whatever its head has for each of them: anchors, a background, several levels."""
+    pytest.importorskip("zoo_detect")
+    first = open_model(name, weights="none", num_classes=4)
+    file = tmp_path / "w.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in first.network.state_dict().items()}}, file)
+    model = open_model(name, weights=str(file))
+    assert model.labels == ("0", "1", "2", "3")
+    assert model.provenance["head"] == "kept"
+    assert torch.equal(
+        torch.cat([p.flatten() for p in model.head.parameters()]),
+        torch.cat([p.flatten() for p in first.head.parameters()]),
+    )
+    relabelled = open_model(name, weights=str(file), labels=["a", "b"])
+    assert relabelled.labels == ("a", "b") and relabelled.provenance["head"] == "new"
+
+
+def test_settings_that_follow_from_the_network_reach_the_task() -> None:
+    pytest.importorskip("zoo_detect")
+    model = open_model("faster-rcnn", weights="none", num_classes=2)
+    assert half_of(model).settings["rows"] == "chosen"
+    model.decode = {"confidence": 0.4}
+    assert half_of(model).settings == {"confidence": 0.4, "iou": 0.6, "max_detections": 100, "rows": "chosen"}
+    assert "rows" not in half_of(open_model("yolo", weights="none", num_classes=2)).settings

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..specs import ImageInput
+    from .degrading import Degraded
 
 __all__ = ["Dataset", "Fault", "Format", "Sample", "Splits", "audit", "division", "open_data"]
 
@@ -25,11 +26,13 @@ class Sample:
 
     id: str
     """Stable name within the data set: the relative path, or the index in an array."""
-    image: Path | np.ndarray
-    """A file, or an (H, W[, C]) uint8 array: what :func:`zoo.inputs.read_image` takes."""
+    image: Path | np.ndarray | Degraded
+    """A file, an (H, W[, C]) array, or a :class:`zoo.data.degrading.Degraded` image: what
+    :func:`zoo.inputs.read_image` takes."""
     target: Any
     """classify: the index into the data set's labels; segment: a :class:`zoo.data.targets.Mask`; detect: its
-    :class:`zoo.data.targets.Boxes`."""
+    :class:`zoo.data.targets.Boxes`; restore and translate: a :class:`zoo.data.targets.Picture`; generate: the class,
+    where there are classes. None: nobody knows, or nothing is to be known."""
 
     def digest(self) -> str:
         """sha256 of the image's bytes: how a device recognises a sample that the workstation judged."""
@@ -37,6 +40,8 @@ class Sample:
             from ..files import sha256_file
 
             return sha256_file(self.image)
+        if not hasattr(self.image, "tobytes"):
+            return self.image.digest()
         return hashlib.sha256(str(self.image.shape).encode() + self.image.tobytes()).hexdigest()
 
 
@@ -59,6 +64,8 @@ class Dataset(Sequence[Sample]):
     format: str
     faults: tuple[Fault, ...] = ()
     """What was left out, and why: whole images, or single boxes of images that stay."""
+    others: tuple[Sample, ...] = ()
+    """The images of the other domain, where the two are not paired (translation without pairs)."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the data was read: ignored files, images that two splits share."""
 
@@ -87,10 +94,10 @@ class Dataset(Sequence[Sample]):
     def fingerprint(self) -> str:
         """sha256 over ids, targets and sizes: changes when images are added, removed, relabelled or resized."""
         digest = hashlib.sha256()
-        for sample in self.samples:
+        for sample in (*self.samples, *self.others):
             size = sample.image.stat().st_size if isinstance(sample.image, Path) else sample.image.nbytes
             target = sample.target
-            key = str(target).encode() if isinstance(target, int) else target.key()
+            key = str(target).encode() if target is None or isinstance(target, int) else target.key()
             digest.update(b"%b\0%b\0%d\n" % (sample.id.encode(), key, size))
         return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import DataError
 
-__all__ = ["VOID", "Boxes", "Mask", "relabelled"]
+__all__ = ["VOID", "Boxes", "Mask", "Picture", "relabelled"]
 
 VOID = 255
 """The class of pixels that nobody labelled: neither learnt from nor counted."""
@@ -162,9 +162,37 @@ class Mask:
         return str(self.source) if isinstance(self.source, Path) else "mask"
 
 
-def relabelled(target: int | Boxes | Mask, order: Sequence[int]) -> int | Boxes | Mask:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Picture:
+    """The image that a network should make of another: the sharp one, the clean one, the same in another domain."""
+
+    source: Path | np.ndarray
+    """An image file, or an (H, W[, C]) uint8 array."""
+    box: tuple[int, int, int, int] | None = None
+    """The part of it that is meant: left, top, right, bottom in its upright pixels; None: all of it."""
+
+    def read(self, channels: int = 3) -> np.ndarray:
+        """(H, W, C) uint8, C = ``channels`` (1: grey, 3: RGB), upright. Raises ImageError."""
+        from ..inputs import ImageInput, read_image
+
+        spec = ImageInput(height=1, width=1, channels=3, resize="crop").with_channels(channels)
+        pixels = np.asarray(read_image(self.source, spec))
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        left, top, right, bottom = self.box or (0, 0, pixels.shape[1], pixels.shape[0])
+        return pixels[top:bottom, left:right]
+
+    def key(self) -> bytes:
+        """What a data set's fingerprint holds of it: the file's size, not its bytes."""
+        held = str(self.source.stat().st_size) if isinstance(self.source, Path) else _digest(self.source)
+        return f"{held} {self.box}".encode()
+
+
+def relabelled(target: int | Boxes | Mask | Picture | None, order: Sequence[int]) -> int | Boxes | Mask | Picture | None:
     """A sample's target with class i called ``order[i]``."""
-    return target.relabelled(order) if isinstance(target, (Boxes, Mask)) else order[target]
+    if isinstance(target, (Boxes, Mask)):
+        return target.relabelled(order)
+    return order[target] if isinstance(target, int) else target
 
 
 def _digest(array: np.ndarray) -> str:

@@ -196,7 +196,7 @@ class ArchitectureTests:
         session = get_registry().get(Runtime, "onnxruntime").resolve()(made.path, threads=1)
         tensors = self.images(record, 6)
         expected = _run(deployable, tensors, task)
-        half = task.resolve()()
+        half = task.resolve()(**record.decode)
         assert carries_signal(expected[half.deciding].reshape(len(tensors), -1)) > 0.05, (
             "the answers hardly depend on the image: parity would be blind"
         )
@@ -259,12 +259,13 @@ class ArchitectureTests:
             "from zoo.specs import ImageInput\n"
             "path, task, spec = pathlib.Path(sys.argv[1]), sys.argv[2], ImageInput.from_dict(json.loads(sys.argv[3]))\n"
             "session = choose('onnx').runtime.resolve()(path, threads=1)\n"
-            "half, frames = find_task(task).resolve()(), [frame(spec.width, spec.height, spec)] * 2\n"
+            "half = find_task(task).resolve()(**json.loads(sys.argv[4]))\n"
+            "frames = [frame(spec.width, spec.height, spec)] * 2\n"
             "outputs = session.run(np.load(path.with_suffix('.npy')))\n"
             "results = half.decode(outputs, labels=tuple('0123456789'), frames=frames)\n"
             "print(json.dumps([r.to_dict() for r in results]))\n"
         )
-        arguments = [str(path), record.task, json.dumps(spec.to_dict())]
+        arguments = [str(path), record.task, json.dumps(spec.to_dict()), json.dumps(half.settings)]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == json.loads(json.dumps([r.to_dict() for r in expected]))

@@ -163,7 +163,11 @@ def open_model(
         path = Path(weights)
         state = read_state(path)
         first = architecture.weights[0] if architecture.weights else None
-        found = class_count(state, architecture.head)
+        found = None
+        if labels is None:
+            found = class_count(
+                state, architecture.head, lambda n: _network(architecture, n, architecture.input.channels, own)
+            )
         known = _label_set(first, found) if first and first.num_classes == found else _numbered(found)
         provenance["weights"] = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
         recipe = _recipe(architecture.input, channels, size, pixel)
@@ -251,8 +255,8 @@ def deployable(model: Model) -> nn.Module:
 
 
 def half_of(model: Model) -> TaskHalf:
-    """The numpy half of the model's task, with the model's decode settings."""
-    half: TaskHalf = model.task.resolve()(**model.decode)
+    """The numpy half of the model's task, with the architecture's decode settings and the model's own over them."""
+    half: TaskHalf = model.task.resolve()(**{**model.architecture.decode, **model.decode})
     return half
 
 
@@ -375,19 +379,7 @@ def _build(
         and "img_size" in inspect.signature(build).parameters
     ):
         options = {**options, "img_size": size}  # for networks whose weights depend on it
-    merged = {**architecture.options, **options}
-    try:
-        network = build(num_classes=len(labels), in_channels=recipe.channels, **merged)
-    except ZooError:
-        raise  # the network says what it takes, and the cure
-    except Exception as error:  # a stranger's code
-        raise PluginError(
-            f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise PluginError(
-            f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module"
-        )
+    network = _network(architecture, len(labels), recipe.channels, options)
     fitted = Fitted(head=False, loaded=frozenset())
     if state is not None:
         state = replace(state, tensors=_untied(network, state))
@@ -412,6 +404,25 @@ def _build(
         provenance={**provenance, "head": "kept" if fitted.head else "new"},
         loaded=fitted.loaded,
     )
+
+
+def _network(architecture: Architecture, classes: int, channels: int, options: Mapping[str, Any]) -> nn.Module:
+    """The network with random weights. Raises PluginError, or what the network says of its options."""
+    try:
+        network = architecture.resolve()(
+            num_classes=classes, in_channels=channels, **{**architecture.options, **options}
+        )
+    except ZooError:
+        raise  # the network says what it takes, and the cure
+    except Exception as error:  # a stranger's code
+        raise PluginError(
+            f"architecture '{architecture.name}' cannot be built: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise PluginError(
+            f"architecture '{architecture.name}': build gave a {type(network).__name__}, not a torch.nn.Module"
+        )
+    return network
 
 
 def _filled(uri: str, architecture: Architecture, options: Mapping[str, Any]) -> str:

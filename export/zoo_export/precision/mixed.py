@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from zoo.artifacts import Artifact, Calibration
 from zoo.errors import ExportError
@@ -126,6 +126,47 @@ convert_tensorrt = MixedPlan("tensorrt", SymmetricInt8(), HalfPrecision("fp16"))
 convert_cpu = MixedPlan("cpu", StaticInt8(), None)
 
 
+def without_idle_pairs(model: ModelProto) -> ModelProto:
+    """The graph without the Q/DQ pairs that no integer layer reads or wrote.
+
+    An int8 pass for CPUs quantises what lies between its layers as well; between layers that are in float that is noise,
+    and saves nothing. Changes the model in place.
+    """
+    integers = {name for name, kind in layer_precisions(model).items() if kind == "int8"}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    results = {o.name for o in model.graph.output}
+    gone: set[str] = set()
+    instead: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        back = readers.get(node.output[0], [])
+        outputs = [reader.output[0] for reader in back]
+        maker = makers.get(node.input[0])
+        while maker is not None and maker.op_type in ("Clip", "LeakyRelu", "Relu"):
+            maker = makers.get(maker.input[0])
+        wrote = maker is not None and maker.name in integers
+        read = any(reader.name in integers for name in outputs for reader in readers.get(name, ()))
+        plain = all(reader.op_type == "DequantizeLinear" for reader in back) and not results & {*outputs, *node.output}
+        if plain and not wrote and not read:
+            gone |= {node.name, *(reader.name for reader in back)}
+            instead |= dict.fromkeys(outputs, node.input[0])
+    kept = [node for node in model.graph.node if node.name not in gone]
+    for node in kept:
+        for index, name in enumerate(node.input):
+            while name in instead:
+                name = instead[name]
+            node.input[index] = name
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
+
+
 class _Search:
     """One search on one network."""
 
@@ -139,7 +180,9 @@ class _Search:
         self.cost = COSTS[plan.target]
         self.yard = Yardstick.of(self.model, calibration.tensors, PROBES)
         table = artifact.task.tolerances
-        self.bound = table.get("mixed", table.get("int8", table["fp32"])).get("numbers_rms", 0.25)
+        bound = table.get("mixed", table.get("int8", table["fp32"])).get("numbers_rms", 0.25)
+        self.limit = bound if calibration.judge is not None else ROOM * bound
+        """What the outputs may be off by, RMS, as a share of their spread."""
         asked = dict.fromkeys(calibration.keep_float, "asked for")
         unknown = sorted(set(asked) - {node.name for node in self.model.graph.node})
         if unknown:
@@ -204,12 +247,13 @@ class _Search:
         """Layers that went back to float for the company they were in are tried in int8 on their own, dearest first."""
         total = sum(self.macs.values())
         saved = self._float_cost() - self.cost["int8"]
+        noise = {s.node: _noise(s) for s in self.ranked}
         dearest = sorted(best.in_float, key=lambda name: (-self.macs.get(name, 0), name))
         for name in dearest:
             if saved * self.macs.get(name, 0) / total < WORTH * best.cost or not self._may_go_on():
                 break
             wanted = best.in_float - {name}
-            if any(c.in_float == wanted for c in self.tried):
+            if noise[name] > self.limit**2 or any(c.in_float == wanted for c in self.tried):
                 continue
             candidate = self._try(wanted)
             if candidate.holds:
@@ -218,10 +262,12 @@ class _Search:
     def _without_int8(self, names: Sequence[str]) -> None:
         """No int8 plan held: half precision, more and more of it in float32. The time limit does not end this."""
         half = self.plan.half
-        allowed = f"at most {100 * self.calibration.budget:g} points of the score"
+        allowed = f"loses at most {100 * self.calibration.budget:g} points of the score"
+        if self.before is None:
+            allowed = f"keeps the outputs within {100 * self.limit:g} % of their spread"
         if half is None:
             raise ExportError(
-                f"no plan with an int8 layer was found that loses {allowed}{self._nearest()}: "
+                f"no plan with an int8 layer was found that {allowed}{self._nearest()}: "
                 "allow more (--budget), calibrate on other images, or ask for fp32"
             )
         everything = frozenset(names)
@@ -239,7 +285,7 @@ class _Search:
             if self._try(everything).holds:
                 return
         raise ExportError(
-            f"no plan below float32 was found that loses {allowed}{self._nearest()}: allow more (--budget), or ask for fp32"
+            f"no plan below float32 was found that {allowed}{self._nearest()}: allow more (--budget), or ask for fp32"
         )
 
     def _nearest(self) -> str:
@@ -262,9 +308,8 @@ class _Search:
         precisions = layer_precisions(model)
         executed = emulate(model) if self.plan.half is not None else model
         share = self.yard.worst(executed)
-        limit = self.bound if self.before is not None else ROOM * self.bound
-        score = self._score(executed) if share <= limit else None
-        holds = share <= limit and set(precisions.values()) != {"fp32"}
+        score = self._score(executed) if share <= self.limit else None
+        holds = share <= self.limit and set(precisions.values()) != {"fp32"}
         if score is not None and self.before is not None:
             holds = holds and self.before - score <= self.calibration.budget + 1e-9
         found = Candidate(
@@ -294,7 +339,7 @@ class _Search:
                 assert made.path is not None
                 model = prepare(load(made.path))
         if self.plan.half is None:
-            return model, {}
+            return (without_idle_pairs(model) if in_float or asked else model), {}
         view = View(model)
         scales = {
             name: why

@@ -52,6 +52,7 @@ FASTER_RCNN = Architecture(
     task="detect",
     input=ImageInput(height=512, width=512, resize="letterbox"),
     head="classifier",
+    decode={"rows": "chosen"},  # the proposals
     backbone="backbone.model",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/1506.01497",
@@ -66,6 +67,7 @@ RT_DETR = Architecture(
     task="detect",
     input=ImageInput(height=512, width=512, resize="letterbox"),
     head="model.decoder.class_embed,model.enc_score_head",
+    decode={"nms": False, "rows": "chosen"},  # the queries, each object by one of them
     backbone="model.backbone.model",
     license="Apache-2.0",
     paper="https://arxiv.org/abs/2407.17140",
