@@ -1,0 +1,1 @@
+"""Generators for the edge zoo: GANs, super-resolution, inpainting, image-to-image translation, style transfer."""
