@@ -160,19 +160,19 @@ DATASET_FORMATS = (
         name="folders",
         summary="One folder a class, optionally below train/, val/ and test/",
         load="zoo.data.folders:FolderFormat",
-        tasks=("classify",),
+        tasks=("classify", "generate"),
     ),
     DatasetFormat(
         name="idx",
         summary="The raw idx files of MNIST and its kin, gzipped or not",
         load="zoo.data.idx:IdxFormat",
-        tasks=("classify",),
+        tasks=("classify", "generate"),
     ),
     DatasetFormat(
         name="csv",
         summary="A CSV of path,label[,split]",
         load="zoo.data.csvfile:CsvFormat",
-        tasks=("classify",),
+        tasks=("classify", "generate"),
     ),
     DatasetFormat(
         name="coco",
@@ -221,6 +221,36 @@ DATASET_FORMATS = (
         summary="YOLO with outlines instead of boxes, drawn as class maps",
         load="zoo.data.yolo:YoloMaskFormat",
         tasks=("segment",),
+    ),
+    DatasetFormat(
+        name="pairs",
+        summary="Pairs of images: two folders (LR and HR, input and target, …) with the same names, or _LR and _HR in one",
+        load="zoo.data.pictures:PairsFormat",
+        tasks=("restore", "translate"),
+    ),
+    DatasetFormat(
+        name="side-by-side",
+        summary="Two images of equal size in each file: from the left the right one is made",
+        load="zoo.data.pictures:SideBySideFormat",
+        tasks=("translate", "restore"),
+    ),
+    DatasetFormat(
+        name="side-by-side-ba",
+        summary="Two images of equal size in each file: from the right the left one is made",
+        load="zoo.data.pictures:SideBySideBackFormat",
+        tasks=("translate", "restore"),
+    ),
+    DatasetFormat(
+        name="unpaired",
+        summary="Images of two domains: trainA/ and trainB/, perhaps testA/ and testB/",
+        load="zoo.data.pictures:UnpairedFormat",
+        tasks=("translate",),
+    ),
+    DatasetFormat(
+        name="images",
+        summary="Images without labels anywhere below a folder, optionally below train/, val/ and test/",
+        load="zoo.data.pictures:ImagesFormat",
+        tasks=("generate", "restore", "translate"),
     ),
 )
 

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +18,11 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from .errors import ImageError, MissingPart
 from .specs import FREE, ImageInput
 
-__all__ = ["MAX_PICTURE_PIXELS", "Picture", "Source", "read_image", "rounded", "viewable"]
+__all__ = ["MAX_PICTURE_PIXELS", "Derived", "Picture", "Source", "read_image", "rounded", "viewable"]
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray"
-"""What can be read as an image: a path, encoded bytes, an open file, a Pillow image, or an (H, W[, C]) array."""
+Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Derived"
+"""What can be read as an image: a path, encoded bytes, an open file, a Pillow image, an (H, W[, C]) array, or an image
+that is made of another."""
 
 MAX_PICTURE_PIXELS = 2_000_000_000
 """The largest image that :class:`Picture` opens; :func:`read_image` stops at Pillow's own ``MAX_IMAGE_PIXELS``."""
@@ -39,6 +41,34 @@ _TURNS = {
 """How a stored image becomes upright, by its EXIF orientation."""
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _INSTALL_TIFF = 'pip install "edgezoo[tiff]"'
+
+
+class Derived(ABC):
+    """An image that is made of another one when it is read: a part of it, or a damaged copy."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, from no more than the header of the other. Raises ImageError."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the other: of its file, or of its array."""
+
+    @abstractmethod
+    def decode(self, spec: ImageInput, name: str = "") -> Image.Image | np.ndarray:
+        """What :func:`read_image` gives of it, the same every time. Raises ImageError with ``name`` in front."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 over the other's bytes and how this one is made of them."""
+
+    @abstractmethod
+    def key(self) -> bytes:
+        """What a data set's fingerprint holds of it: of the other no more than the size of its file."""
 
 
 def read_image(source: Source, spec: ImageInput, name: str = "") -> Image.Image | np.ndarray:
@@ -62,6 +92,8 @@ def read_image(source: Source, spec: ImageInput, name: str = "") -> Image.Image 
         return _from_array(source, spec, name)
     if isinstance(source, Image.Image):
         return _from_pillow(source, spec, name)
+    if isinstance(source, Derived):
+        return source.decode(spec, name)
     if _is_npy(source):
         return _from_array(_load_npy(source, name), spec, name)
     data = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
@@ -118,6 +150,8 @@ class Picture:
             return source
         if isinstance(source, Image.Image):
             return self._loaded(source)
+        if isinstance(source, Derived):
+            return source.decode(self._spec, self.name)
         if _is_npy(source):
             return _load_npy(source, self.name, mmap=True)
         data: Any = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source

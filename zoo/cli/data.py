@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ _SHOWN = 20
 
 _task = click.option(
     "--task",
-    type=click.Choice(["classify", "segment", "detect"]),
+    type=click.Choice(["classify", "segment", "detect", "generate", "restore", "translate"]),
     help="What the data is for.  [default: by its format]",
 )
 _format = click.option("--format", default="", metavar="NAME", help="The data's format, where another is recognised.")
@@ -61,7 +62,7 @@ def command() -> None:
 )
 @json_option
 def inspect_command(path: Path, task: str | None, format: str, grid: Path | None, as_json: bool) -> None:
-    """Say what PATH holds: format, splits, classes, sizes, and every fault.
+    """Say what PATH holds: format, splits, classes or pairs, sizes, and every fault.
 
     The exit code is 0 where training would take the data (without what is listed as faulty), 2 where it would not.
 
@@ -105,7 +106,10 @@ def _paragraphs(found: Inspection) -> list[str]:
     count = len(found.labels)
     said = [f"{found.root}: {found.format.name}, data for {found.task}{also}\n{found.format.summary}"]
     said.append(_splits(found))
-    said.append(_classes(found) if any(len(p.data) for p in found.parts.values()) else f"{count} classes")
+    if count:
+        said.append(_classes(found) if any(len(p.data) for p in found.parts.values()) else f"{count} classes")
+    else:
+        said.append(_unlabelled(found))
     if found.task == "detect":
         said.append(_boxes(found))
     sizes = found.sizes().most_common()
@@ -152,6 +156,22 @@ def _classes(found: Inspection) -> str:
         rows.append(row)
     names = [f"of {split}" for split in found.parts] if several else []
     return table(rows, ["class", "images", *([what] if what else []), "share", *names])
+
+
+def _unlabelled(found: Inspection) -> str:
+    """What images without labels come with: a partner, another domain, nothing."""
+    from ..data.reading import plural
+
+    parts = found.parts.values()
+    ratios = sum((part.ratios for part in parts), Counter[int]())
+    if ratios or any(part.alone for part in parts):
+        shown = ", ".join(
+            f"{plural(n, 'pair')} {'of equal size' if ratio == 1 else f'x{ratio}'}" for ratio, n in ratios.most_common()
+        )
+        return f"{shown or 'no pairs'}; {plural(sum(p.alone for p in parts), 'image')} without partner"
+    if any(part.others for part in parts):
+        return f"{plural(sum(len(part.data.others) for part in parts), 'image')} of the other domain"
+    return "no labels"
 
 
 def _share(part: int, whole: int) -> str:

@@ -14,8 +14,8 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..reading import Derived
     from ..specs import ImageInput
-    from .degrading import Degraded
 
 __all__ = ["Dataset", "Fault", "Format", "Sample", "Splits", "audit", "division", "open_data"]
 
@@ -26,9 +26,9 @@ class Sample:
 
     id: str
     """Stable name within the data set: the relative path, or the index in an array."""
-    image: Path | np.ndarray | Degraded
-    """A file, an (H, W[, C]) array, or a :class:`zoo.data.degrading.Degraded` image: what
-    :func:`zoo.inputs.read_image` takes."""
+    image: Path | np.ndarray | Derived
+    """A file, an (H, W[, C]) array, or an image that is made of another when it is read
+    (:class:`zoo.data.degrading.Degraded`): what :func:`zoo.inputs.read_image` takes."""
     target: Any
     """classify: the index into the data set's labels; segment: a :class:`zoo.data.targets.Mask`; detect: its
     :class:`zoo.data.targets.Boxes`; restore and translate: a :class:`zoo.data.targets.Picture`; generate: the class,
@@ -40,7 +40,9 @@ class Sample:
             from ..files import sha256_file
 
             return sha256_file(self.image)
-        if not hasattr(self.image, "tobytes"):
+        from ..reading import Derived
+
+        if isinstance(self.image, Derived):
             return self.image.digest()
         return hashlib.sha256(str(self.image.shape).encode() + self.image.tobytes()).hexdigest()
 
@@ -93,11 +95,15 @@ class Dataset(Sequence[Sample]):
 
     def fingerprint(self) -> str:
         """sha256 over ids, targets and sizes: changes when images are added, removed, relabelled or resized."""
+        from ..reading import Derived
+
         digest = hashlib.sha256()
         for sample in (*self.samples, *self.others):
             size = sample.image.stat().st_size if isinstance(sample.image, Path) else sample.image.nbytes
             target = sample.target
             key = str(target).encode() if target is None or isinstance(target, int) else target.key()
+            if isinstance(sample.image, Derived):
+                key += b"\0" + sample.image.key()
             digest.update(b"%b\0%b\0%d\n" % (sample.id.encode(), key, size))
         return digest.hexdigest()
 
@@ -105,13 +111,16 @@ class Dataset(Sequence[Sample]):
         return replace(self, samples=tuple(self.samples[i] for i in indices), split=split or self.split)
 
     def relabelled(self, labels: Sequence[str]) -> Dataset:
-        """The same samples with targets counted in another order of labels.
+        """The same samples with targets counted in another order of labels. Without any, for a network that tells no
+        classes, targets that are classes become None.
 
         Raises DataError where a label of this data set is not among ``labels``.
         """
         labels = tuple(labels)
         if labels == self.labels:
             return self
+        if not labels and all(target is None or isinstance(target, int) for target in self.targets):
+            return replace(self, samples=tuple(replace(s, target=None) for s in self.samples), labels=())
         unknown = [name for name in self.labels if name not in labels]
         if unknown:
             shown = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
@@ -173,8 +182,9 @@ def open_data(
     """Recognise a data set and give its splits.
 
     Where it brings no validation split, ``val_share`` of each class (stratified, seeded, at least one image) is
-    set aside from ``train``; the division depends on ids and ``seed`` only. Raises DataError where the data is
-    missing, empty, of one class, or of no known format; UnknownName for a format nobody registered.
+    set aside from ``train``; the division depends on ids and ``seed`` only. One image without a class is both learnt
+    from and judged by, with a note. Raises DataError where the data is missing, empty, of one class, or of no known
+    format; UnknownName for a format nobody registered.
     """
     from .splitting import open_splits
 
@@ -202,9 +212,10 @@ def audit(
     input: ImageInput | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Decode every image once; leave out those that cannot be read, whose mask does not fit, and boxes without area or
-    outside their image: all kept in ``faults`` with the reason. ``input`` is the network's, which says how images are
-    read; without it as 8-bit colour.
+    """Decode every image once, those of the other domain and those that should be made included; leave out those that
+    cannot be read, whose mask or partner does not fit, and boxes without area or outside their image: all kept in
+    ``faults`` with the reason. ``input`` is the network's, which says how images are read; without it, or where it
+    takes latents, as 8-bit colour.
 
     Raises DataError where more than ``max_bad_share`` of them are bad, or where a class loses its last image.
     """

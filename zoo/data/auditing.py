@@ -4,6 +4,7 @@ do not fit. The same examination serves the audit before training and `zoo data 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ from PIL import Image
 
 from ..errors import DataError, ImageError
 from ..inputs import read_image, size_of
+from ..reading import Derived
 from ..specs import ImageInput
 from . import Dataset, Fault, Sample
+from .degrading import Part
 from .reading import ANY, plural, upright_size
-from .targets import VOID, Boxes, Mask
+from .targets import VOID, Boxes, Mask, Picture
 
-__all__ = ["Examined", "audit_images", "clean", "examine", "examine_all", "judge"]
+__all__ = ["Examined", "audit_images", "clean", "examine", "examine_all", "examine_both", "judge"]
 
 _LEAST = 1e-3
 """Pixels: a box less wide or high than this has no area; float rounding stays below it."""
@@ -43,6 +46,8 @@ class Examined:
     """Boxes that reached beyond the image."""
     size: tuple[int, int] = (0, 0)
     """(width, height) of the upright image; zeros where it cannot be read."""
+    ratio: int = 0
+    """How many times as large the image that should be made of it is; 0 where there is none."""
     counts: np.ndarray | None = None
     """(K,) int64: images (0 or 1), objects that count, or pixels of each class."""
 
@@ -55,12 +60,31 @@ def audit_images(
     input: ImageInput | None = None,
 ) -> Dataset:
     """See :func:`zoo.data.audit`."""
-    if all(isinstance(s.target, int) and not isinstance(s.image, Path) for s in data):
-        return data  # arrays with a label were checked when the data set was opened
-    kept, refusals = judge(data, examine_all(data, decode=True, input=input, progress=progress), max_bad_share)
+    if all(
+        (s.target is None or isinstance(s.target, int)) and isinstance(s.image, np.ndarray)
+        for s in (*data.samples, *data.others)
+    ):
+        return data  # arrays with a label or none were checked when the data set was opened
+    if input is not None and input.color == "latent":
+        input = None
+    examined, others = examine_both(data, decode=True, input=input, progress=progress)
+    kept, refusals = judge(data, examined, max_bad_share, others)
     if refusals:
         raise DataError(refusals[0])
     return kept
+
+
+def examine_both(
+    data: Dataset,
+    *,
+    decode: bool,
+    input: ImageInput | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Examined], list[Examined]]:
+    """:func:`examine` on every sample and on every image of the other domain."""
+    both = replace(data, samples=(*data.samples, *data.others))
+    found = examine_all(both, decode=decode, input=input, progress=progress)
+    return found[: len(data)], found[len(data) :]
 
 
 def examine_all(
@@ -110,6 +134,11 @@ def examine(sample: Sample, labels: Sequence[str], *, decode: bool, input: Image
             size=size,
             counts=None if reason else counts,
         )
+    if isinstance(target, Picture):
+        reason, ratio = _pair(target, size, decode=decode)
+        return Examined(sample=sample, reason=f"{sample.id}: {reason}" if reason else "", size=size, ratio=ratio)
+    if target is None:
+        return Examined(sample=sample, size=size)
     return Examined(sample=sample, size=size, counts=np.bincount([target], minlength=len(labels)))
 
 
@@ -155,11 +184,35 @@ def _mask(mask: Mask, size: tuple[int, int], labels: Sequence[str]) -> tuple[str
     return "", counts[: len(labels)]
 
 
+def _pair(picture: Picture, size: tuple[int, int], *, decode: bool) -> tuple[str, int]:
+    """Why an image of ``size`` and the one that should be made of it are no pair (empty where they are), and how many
+    times as large the second is."""
+    try:
+        made = picture.size()
+        if decode:
+            height, width = picture.read().shape[:2]
+            made = width, height
+        elif picture.box is None:
+            _whole(Sample(id="its partner", image=picture.source, target=None))
+    except ImageError as error:
+        return f"its partner cannot be read: {error}", 0
+    ratio = made[0] // size[0]
+    if ratio and made == (ratio * size[0], ratio * size[1]):
+        return "", ratio
+    return (
+        f"is {size[0]}x{size[1]}, its partner {made[0]}x{made[1]}: both sides must be the same whole number of times as "
+        "large: cut them to fit, or remove the pair",
+        0,
+    )
+
+
 def _decoded(sample: Sample, input: ImageInput | None) -> tuple[int, int]:
     """Size of the upright image, once every pixel was read. Raises ImageError."""
     image = sample.image
-    if not isinstance(image, Path):
+    if isinstance(image, np.ndarray):
         return upright_size(image)
+    if isinstance(image, Derived):
+        return size_of(read_image(image, input or ANY, sample.id))
     if input is None and image.suffix.lower() == ".npy":
         size = upright_size(image, sample.id)
         dtype = np.load(image, mmap_mode="r", allow_pickle=False).dtype
@@ -176,6 +229,8 @@ def _whole(sample: Sample) -> tuple[int, int]:
     """
     image = sample.image
     size = upright_size(image, sample.id)
+    if isinstance(image, Part):
+        image = image.source
     if isinstance(image, Path) and image.suffix.lower() in (".png", ".jpg", ".jpeg"):
         try:
             with Image.open(image) as file:
@@ -189,16 +244,23 @@ def _whole(sample: Sample) -> tuple[int, int]:
     return size
 
 
-def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> tuple[Dataset, list[str]]:
+def judge(
+    data: Dataset, examined: Sequence[Examined], max_bad_share: float, others: Sequence[Examined] = ()
+) -> tuple[Dataset, list[str]]:
     """What can be used, with what is left out in ``faults``; and why training should refuse even that (mostly nothing):
-    more than ``max_bad_share`` of the images or boxes cannot be used, or a class lost its last one."""
+    more than ``max_bad_share`` of the images or boxes cannot be used, a class lost its last one, or the other domain
+    (``others``: what was found of its images)."""
+    examined = _of_one_ratio(examined)
     good = [e for e in examined if not e.reason]
     bad = [*data.faults, *(Fault(id=e.sample.id, reason=e.reason) for e in examined if e.reason)]
     dropped = [Fault(id=e.sample.id, reason=reason) for e in good for reason in e.dropped]
     total = len(data) + len(data.faults)
+    if others:
+        bad += [Fault(id=e.sample.id, reason=e.reason) for e in others if e.reason]
+        total += len(others)
     refusals = []
     if len(bad) > max_bad_share * total:
-        verb = "read" if all(isinstance(sample.target, int) for sample in data) else "used"
+        verb = "read" if all(s.target is None or isinstance(s.target, int) for s in data) else "used"
         refusals.append(
             f"{data.root}: {len(bad)} of {total} images of the {data.split} split cannot be {verb}, "
             f"more than {100 * max_bad_share:g} % (first: {bad[0].reason}): mend or remove them"
@@ -210,6 +272,10 @@ def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> 
             f"images, more than {100 * max_bad_share:g} % (first: {dropped[0].reason}): are they in pixels of these images?"
         )
     lost = _lost(data, examined)
+    if not lost and len(data) and not good:
+        lost = "no image can be used"
+    if not lost and others and all(e.reason for e in others):
+        lost = "no image of the other domain can be used"
     if lost:
         first = next((f" (first: {fault.reason})" for fault in (*bad, *dropped)), "")
         refusals.append(f"{data.root}: {lost}{first}")
@@ -221,8 +287,27 @@ def judge(data: Dataset, examined: Sequence[Examined], max_bad_share: float) -> 
             f"{plural(count, 'box')} reached beyond the image and {'was' if count == 1 else 'were'} cut at its border "
             f"(first: {beyond[0].sample.id})"
         )
-    kept = replace(data, samples=tuple(e.sample for e in good), faults=(*bad, *dropped), notes=tuple(notes))
+    kept = replace(
+        data,
+        samples=tuple(e.sample for e in good),
+        others=tuple(e.sample for e in others if not e.reason) if others else data.others,
+        faults=(*bad, *dropped),
+        notes=tuple(notes),
+    )
     return kept, refusals
+
+
+def _of_one_ratio(examined: Sequence[Examined]) -> Sequence[Examined]:
+    """The same; pairs of another ratio than most have it as their reason."""
+    ratios = Counter(e.ratio for e in examined if e.ratio)
+    if len(ratios) < 2:
+        return examined
+    most, count = max(ratios.items(), key=lambda item: (item[1], -item[0]))
+    why = f"as large as it, the partners of {plural(count, 'other')} {most} times: a network has one scale, remove the pair"
+    return [
+        replace(e, reason=f"{e.sample.id}: its partner is {e.ratio} times {why}") if e.ratio not in (0, most) else e
+        for e in examined
+    ]
 
 
 def _lost(data: Dataset, examined: Sequence[Examined]) -> str:

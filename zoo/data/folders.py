@@ -23,6 +23,15 @@ class FolderFormat:
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(_layout(root))
 
+    def classes(self, root: Path) -> list[str]:
+        """The folders with images that would be classes; none where all are splits, or the tree is not understood."""
+        try:
+            layout = _layout(root)
+            folders = [f for f in _folders(layout.get("train", root)) if images_in(f)[0]]
+        except (OSError, DataError):
+            return []
+        return [] if all(split_of(f.name) for f in folders) else [f.name for f in folders]
+
     def open(self, root: Path, split: str | None) -> Dataset:
         """Raises DataError: no such split, a class without images, a class that train does not have."""
         layout = _layout(root)

@@ -17,10 +17,10 @@ from ..reading import read_image, viewable
 from ..results import Detections, Segmentation, drawing
 from ..specs import DatasetFormat
 from . import Dataset, Fault, Sample
-from .auditing import Examined, examine_all, judge
+from .auditing import Examined, examine_both, judge
 from .reading import ANY, FaultyData
-from .splitting import assemble, check_brought, choose_format, recognise, shared_images
-from .targets import Boxes, Mask
+from .splitting import GENERAL, assemble, check_brought, choose_format, recognise, shared_images
+from .targets import Boxes, Mask, Picture
 
 __all__ = ["Inspection", "Part", "grid", "inspect"]
 
@@ -40,6 +40,15 @@ class Part:
     examined: Sequence[Examined]
     """All samples, in order."""
     faults: tuple[Fault, ...]
+    others: Sequence[Examined] = ()
+    """All images of the other domain, in order."""
+    alone: int = 0
+    """Images without a partner, where images come in pairs; they are among the faults."""
+
+    @property
+    def ratios(self) -> Counter[int]:
+        """How many times as large what should be made is than what it is made of, and of how many pairs."""
+        return Counter(e.ratio for e in self.examined if e.ratio)
 
     @property
     def counts(self) -> np.ndarray:
@@ -111,6 +120,11 @@ class Inspection:
             targets = [sample.target for sample in part.data]
             found["background"] = sum(not len(t) for t in targets)
             found["ignored"] = int(sum(t.ignore.sum() for t in targets))
+        elif part.ratios or part.alone:
+            found["ratios"] = [{"ratio": ratio, "pairs": n} for ratio, n in part.ratios.most_common()]
+            found["without_partner"] = part.alone
+        elif part.others:
+            found["other_domain"] = len(part.data.others)
         elif self.task == "segment":
             found["void_pixels"] = int(
                 sum(e.size[0] * e.size[1] for e in part.examined if not e.reason) - part.counts.sum()
@@ -119,7 +133,9 @@ class Inspection:
 
     def sizes(self) -> Counter[tuple[int, int]]:
         """(width, height) of the upright images, and how many have it."""
-        return Counter(e.size for part in self.parts.values() for e in part.examined if min(e.size) > 0)
+        return Counter(
+            e.size for part in self.parts.values() for e in (*part.examined, *part.others) if min(e.size) > 0
+        )
 
     def boxes(self) -> dict[str, Any]:
         """Sizes of the objects that count: by COCO's classes of area, and percentiles (5, 50, 95) of their sides in
@@ -167,18 +183,21 @@ def inspect(
             opened[split] = error.data, error.faults
             refusals.append(str(error))
     parts: dict[str, Part] = {}
-    looked, total = 0, sum(len(data) for data, _ in opened.values())
+    looked, total = 0, sum(len(data) + len(data.others) for data, _ in opened.values())
     for split, (data, mended) in opened.items():
 
         def advance(done: int, _: int, before: int = looked) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        examined = examine_all(data, decode=False, progress=advance)
-        kept, refused = judge(data, examined, 0.1)
+        examined, others = examine_both(data, decode=False, progress=advance)
+        kept, refused = judge(data, examined, 0.1, others)
         refusals += refused
-        parts[split] = Part(data=kept, examined=examined, faults=(*mended, *kept.faults))
-        looked += len(data)
+        alone = len(data.faults) if spec.name == "pairs" else 0
+        parts[split] = Part(
+            data=kept, examined=examined, faults=(*mended, *kept.faults), others=others, alone=alone
+        )  # fmt: skip
+        looked += len(data) + len(data.others)
     parts = _with_shared(parts)
     try:
         check_brought(root, brought)
@@ -187,16 +206,23 @@ def inspect(
         refusals.append(str(error))
     notes = [note for part in parts.values() for note in part.data.notes]
     if "val" not in parts:
-        notes.append("there is no val split: training sets one image in five aside")
+        notes.append(_no_val(parts))
     return Inspection(
         root=root,
         format=spec,
         task=task or spec.tasks[0],
-        others=tuple(s.name for s in recognise(root) if s.name not in (spec.name, "folders")),
+        others=tuple(s.name for s in recognise(root) if s.name not in (spec.name, *GENERAL)),
         parts=parts,
         notes=tuple(dict.fromkeys(notes)),
         refusal=next(iter(refusals), ""),
     )
+
+
+def _no_val(parts: Mapping[str, Part]) -> str:
+    learnt = parts["train"] if "train" in parts else parts.get("")
+    if learnt is not None and len(learnt.data) == 1 and not learnt.data.labels:
+        return "there is no val split: training judges by the one image that it learns from"
+    return "there is no val split: training sets one image in five aside"
 
 
 def _with_shared(parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -214,14 +240,14 @@ def _with_shared(parts: Mapping[str, Part]) -> dict[str, Part]:
 
 
 def grid(inspection: Inspection, *, cells: int = 12, columns: int = 4, side: int = 360) -> Image.Image:
-    """Labelled samples, evenly picked from all splits, each drawn with its boxes, map or label. RGB.
+    """Samples, evenly picked from all splits, each drawn with its boxes, map, label or partner. RGB.
 
     ``side``: width and height in pixels of one picture. Raises DataError where no image can be drawn.
     """
     pool = [
         (split, one)
         for split, part in inspection.parts.items()
-        for one in part.examined
+        for one in (*part.examined, *part.others)
         if not one.reason and one.size[0] * one.size[1] <= _LARGEST
     ]
     # images with something to see come first, in their order
@@ -260,6 +286,13 @@ def _draw(one: Examined, labels: tuple[str, ...], side: int) -> Image.Image:
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     if isinstance(target, Mask):
         return Segmentation(classes=target.read(), labels=labels).draw(image)
+    if isinstance(target, Picture):
+        made = Image.fromarray(target.read())
+        made.thumbnail((side, side), Image.Resampling.BICUBIC)
+        both = Image.new("RGB", (2 * made.width, made.height))
+        both.paste(image.resize(made.size, Image.Resampling.NEAREST), (0, 0))
+        both.paste(made, (made.width, 0))
+        return both
     if not isinstance(target, Boxes):
         return drawing.canvas(image)
     return Detections(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["SPLITS", "hidden", "images_in", "split_of"]
+__all__ = ["SPLITS", "SUFFIXES", "hidden", "images_in", "split_of"]
 
 SPLITS = {
     "train": ("train", "training"),

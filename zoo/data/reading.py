@@ -14,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from ..errors import DataError, ImageError
 from ..inputs import read_image, size_of
+from ..reading import Derived
 from ..specs import ImageInput
 from . import Dataset, Fault
 from .naming import SPLITS, hidden, images_in, split_of
@@ -109,10 +110,12 @@ def identify(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix()
 
 
-def upright_size(image: Path | np.ndarray, name: str = "") -> tuple[int, int]:
+def upright_size(image: Path | np.ndarray | Derived, name: str = "") -> tuple[int, int]:
     """(width, height) of an image once it is upright, from its header alone. Raises ImageError, as reading it would."""
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
+    if isinstance(image, Derived):
+        return image.size
     name = name or str(image)
     if image.suffix.lower() == ".npy":
         try:

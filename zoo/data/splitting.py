@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from ..errors import DataError, MissingPart, PluginError, UnknownName, nearest
 from ..specs import DatasetFormat
 from . import Dataset, Format, Sample, Splits
 from .auditing import audit_images
+from .folders import FolderFormat
 from .naming import images_in
-from .targets import Boxes, Mask
+from .targets import Boxes, Mask, Picture
 
 __all__ = [
+    "GENERAL",
+    "PICTURE_TASKS",
     "assemble",
     "audit_images",
     "check_brought",
@@ -33,6 +36,17 @@ __all__ = [
 ]
 
 
+GENERAL = ("folders", "images")
+"""Formats that nearly every tree looks like: they count only where nothing else is recognised, the first before the
+second."""
+
+PICTURE_TASKS = frozenset(("generate", "restore", "translate"))
+"""Tasks of networks that make images, most of which learn from images without labels."""
+
+_MASKS = ("masks", "voc-segment")
+"""Formats whose labels are image files, which must not be taken for images."""
+
+
 def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: int) -> Splits:
     """See :func:`zoo.data.open_data`."""
     if not 0 < val_share < 1:
@@ -40,7 +54,11 @@ def open_splits(root: Path, *, task: str, format: str, val_share: float, seed: i
     reader = find_format(root, task, format)
     brought = reader.splits(root)
     check_brought(root, brought)
-    splits = assemble({name: reader.open(root, name or None) for name in brought or ("",)}, val_share, seed)
+    parts = {name: reader.open(root, name or None) for name in brought or ("",)}
+    if task in PICTURE_TASKS:
+        # one class is none: nothing tells it from another
+        parts = {name: part.relabelled(()) if len(part.labels) == 1 else part for name, part in parts.items()}
+    splits = assemble(parts, val_share, seed)
     return Splits(
         train=splits.train,
         val=_note_shared(splits.val, splits.train),
@@ -82,28 +100,34 @@ def choose_format(root: Path, task: str = "", format: str = "") -> DatasetFormat
 
     Raises DataError, UnknownName.
     """
-    fitting = [s for s in _formats() if not task or task in s.tasks]
     if format:
+        fitting = [s for s in _formats() if not task or task in s.tasks]
         spec = next((s for s in fitting if s.name == format), None)
         if spec is None:
             raise UnknownName("dataset format", format, (s.name for s in fitting))
         _check_root(root)
         return spec
-    _check_root(root)
-    spec = next((s for s in fitting if s.name != "folders" and _recognises(s, root)), None)
-    if spec is None:
-        # a tree of folders is what everything looks like, so it counts only where nothing else is recognised
-        found = recognise(root)
-        if not found or (task and task not in found[0].tasks):
-            raise DataError(f"{root} {_what_is(root, found, task)}")
-        spec = found[0]
-    return spec
+    found = recognise(root)
+    fitting = [s for s in found if not task or task in s.tasks]
+    if fitting and fitting[0].name not in GENERAL:
+        return fitting[0]
+    if task in PICTURE_TASKS:
+        masks = [s for s in found if s.name in _MASKS]
+        found = [*masks, *(s for s in fitting if s.name == "images")] if masks else fitting or found
+    elif task:  # what is no data for labels at all does not speak against it
+        found = [s for s in found if not PICTURE_TASKS.issuperset(s.tasks)]
+    if not found or (task and task not in found[0].tasks):
+        raise DataError(f"{root} {_what_is(root, found, task)}")
+    if task == "generate" and found[0].name == "folders" and len(FolderFormat().classes(root)) < 2:
+        found = found[1:]
+    return found[0]
 
 
 def recognise(root: Path) -> list[DatasetFormat]:
     """The formats that ``root`` looks like, whatever their task; the first is the likeliest. Raises DataError."""
     _check_root(root)
-    return [spec for spec in sorted(_formats(), key=lambda s: s.name == "folders") if _recognises(spec, root)]
+    ranked = sorted(_formats(), key=lambda s: GENERAL.index(s.name) if s.name in GENERAL else -1)
+    return [spec for spec in ranked if _recognises(spec, root)]
 
 
 def _recognises(spec: DatasetFormat, root: Path) -> bool:
@@ -142,7 +166,7 @@ def _what_is(root: Path, found: list[DatasetFormat], task: str) -> str:
     """What ``root`` is instead of data for ``task``, and the cure."""
     if found:
         tasks = " or ".join(
-            sorted({t for spec in found if spec.name != "folders" for t in spec.tasks}) or found[0].tasks
+            sorted({t for spec in found if spec.name not in GENERAL for t in spec.tasks}) or found[0].tasks[:1]
         )
         fitting = next(
             (f": --format {spec.name} takes it as that all the same" for spec in found if task in spec.tasks), ""
@@ -171,6 +195,8 @@ def _check_classes(data: Dataset) -> None:
     if isinstance(data[0].target, Boxes):
         _check_objects(data)
         return
+    if data[0].target is None or isinstance(data[0].target, Picture):
+        return
     if len(data.labels) < 2:
         what = "a mask" if isinstance(data[0].target, Mask) else "a classifier"
         raise DataError(f"{data.root} has one class ({data.labels[0]}): {what} needs at least two")
@@ -193,21 +219,44 @@ def divide(data: Dataset, val_share: float, seed: int) -> tuple[Dataset, Dataset
     """Set aside ``val_share`` of the images, at least one; by ids and ``seed`` alone, whatever the order.
 
     Each class gives its share; with boxes, so do the images with and those without objects; maps are not looked into.
-    Raises DataError where a class, or all there is, has fewer than two images.
+    The images of another domain are divided by the same share. One image without a class is both learnt from and judged
+    by, with a note. Raises DataError where a class, or all there is, has fewer than two images.
     """
     strata: dict[int, list[int]] = defaultdict(list)
     for index, sample in enumerate(data.samples):
         strata[_stratum(sample)].append(index)
     chosen: set[int] = set()
+    if len(data) == 1 and (data[0].target is None or isinstance(data[0].target, Picture)):
+        note = f"{data.root.name} is one image, both learnt from and judged by: its figures flatter"
+        train, val = replace(data, split="train"), replace(data, split="val", notes=(*data.notes, note))
+        return _with_others(train, val, val_share, seed)
     for stratum, members in strata.items():
         if len(members) < 2:
             if isinstance(data[0].target, Boxes) and not stratum:
                 continue  # one image of the background stays in train
             raise DataError(f"{_one_image(data, stratum)}: two are needed, one to learn from and one to judge by")
-        ranked = sorted(members, key=lambda i: hashlib.sha256(f"{seed}\0{data.samples[i].id}".encode()).digest())
-        chosen.update(ranked[: min(len(members) - 1, max(1, round(val_share * len(members))))])
+        chosen.update(_drawn(data.samples, members, val_share, seed))
     train = data.subset([i for i in range(len(data)) if i not in chosen], "train")
-    return train, replace(data.subset(sorted(chosen), "val"), faults=())  # what was left out is told once, for train
+    val = replace(data.subset(sorted(chosen), "val"), faults=())  # what was left out is told once, for train
+    return _with_others(train, val, val_share, seed)
+
+
+def _drawn(samples: Sequence[Sample], members: Sequence[int], share: float, seed: int) -> set[int]:
+    """A share of ``members``, one at least and never all of them."""
+    ranked = sorted(members, key=lambda i: hashlib.sha256(f"{seed}\0{samples[i].id}".encode()).digest())
+    return set(ranked[: min(len(members) - 1, max(1, round(share * len(members))))])
+
+
+def _with_others(train: Dataset, val: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The same two with the images of the other domain divided between them; a single one is in both."""
+    others = train.others
+    if len(others) < 2:
+        return train, val
+    chosen = _drawn(others, range(len(others)), share, seed)
+    return (
+        replace(train, others=tuple(s for i, s in enumerate(others) if i not in chosen)),
+        replace(val, others=tuple(others[i] for i in sorted(chosen))),
+    )
 
 
 def _one_image(data: Dataset, stratum: int) -> str:
@@ -227,12 +276,10 @@ def shared_images(one: Dataset, other: Dataset) -> list[tuple[str, str]]:
     """(id in ``one``, id in ``other``) of images that are the same bytes. Only files of equal size are read."""
 
     def size(sample: Sample) -> int:
-        if isinstance(sample.image, Path):
-            try:
-                return sample.image.stat().st_size
-            except OSError:
-                return 0  # the audit says what is wrong with it
-        return sample.image.nbytes
+        try:
+            return sample.image.stat().st_size if isinstance(sample.image, Path) else sample.image.nbytes
+        except OSError:
+            return 0  # the audit says what is wrong with it
 
     sizes = {size(s) for s in one} & {size(s) for s in other} - {0}
     if not sizes:
@@ -252,6 +299,8 @@ def _digest(sample: Sample) -> str:
 
 
 def _note_shared(data: Dataset, train: Dataset) -> Dataset:
+    if data.samples == train.samples:
+        return data  # one image, of which a note was made
     shared = shared_images(data, train)
     if not shared:
         return data

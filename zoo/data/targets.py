@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, ImageError
+from ..reading import Derived, read_image
+from ..specs import ImageInput
 
 __all__ = ["VOID", "Boxes", "Mask", "Picture", "relabelled"]
 
@@ -166,29 +168,51 @@ class Mask:
 class Picture:
     """The image that a network should make of another: the sharp one, the clean one, the same in another domain."""
 
-    source: Path | np.ndarray
-    """An image file, or an (H, W[, C]) uint8 array."""
+    source: Path | np.ndarray | Derived
+    """An image file, an (H, W[, C]) array, or an image that is made of another when it is read."""
     box: tuple[int, int, int, int] | None = None
     """The part of it that is meant: left, top, right, bottom in its upright pixels; None: all of it."""
 
     def read(self, channels: int = 3) -> np.ndarray:
         """(H, W, C) uint8, C = ``channels`` (1: grey, 3: RGB), upright. Raises ImageError."""
-        from ..inputs import ImageInput, read_image
-
         spec = ImageInput(height=1, width=1, channels=3, resize="crop").with_channels(channels)
         pixels = np.asarray(read_image(self.source, spec))
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
-        left, top, right, bottom = self.box or (0, 0, pixels.shape[1], pixels.shape[0])
+        if self.box is None:
+            return pixels
+        left, top, right, bottom = self.box
+        if not (0 <= left < right <= pixels.shape[1] and 0 <= top < bottom <= pixels.shape[0]):
+            raise ImageError(
+                f"{self._name}: is {pixels.shape[1]}x{pixels.shape[0]}, too small for its part {self.box}: "
+                "give the image that the pair was made of"
+            )
         return pixels[top:bottom, left:right]
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the part that is meant, from the file's header where there is one. Raises
+        ImageError."""
+        from .reading import upright_size  # which reads images by their headers, and needs what a data set is
+
+        if self.box is None:
+            return upright_size(self.source)
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+    @property
+    def _name(self) -> str:
+        return str(self.source) if isinstance(self.source, Path) else "picture"
 
     def key(self) -> bytes:
         """What a data set's fingerprint holds of it: the file's size, not its bytes."""
+        if isinstance(self.source, Derived):
+            return self.source.key() + f" {self.box}".encode()
         held = str(self.source.stat().st_size) if isinstance(self.source, Path) else _digest(self.source)
         return f"{held} {self.box}".encode()
 
 
-def relabelled(target: int | Boxes | Mask | Picture | None, order: Sequence[int]) -> int | Boxes | Mask | Picture | None:
+def relabelled(
+    target: int | Boxes | Mask | Picture | None, order: Sequence[int]
+) -> int | Boxes | Mask | Picture | None:
     """A sample's target with class i called ``order[i]``."""
     if isinstance(target, (Boxes, Mask)):
         return target.relabelled(order)

@@ -331,9 +331,12 @@ class Record(Callback):  # type: ignore[misc]
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """metrics.csv, whole: phase, epoch, losses, the task's metric, learning rate, images/s and seconds of training."""
+    """metrics.csv, whole: phase, epoch, losses, the task's metric, learning rate, images/s and seconds of training; and
+    whatever else the rows tell."""
     text = io.StringIO()
-    columns = ["phase", "epoch", "train_loss", "val_loss", "val_metric", "lr", "images_per_s", "seconds"]
+    usual = ["phase", "epoch", "train_loss", "val_loss", "val_metric", "lr", "images_per_s", "seconds"]
+    told = dict.fromkeys(name for row in rows for name in row)
+    columns = [*(name for name in usual if name in told), *(name for name in told if name not in usual)]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

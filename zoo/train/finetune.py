@@ -33,7 +33,7 @@ from ..files import as_output_error, dump_json, write_bytes
 from ..inputs import ImageInput, read_image
 from ..machine import cores
 from ..registry import get_registry
-from ..specs import PEAKS, Architecture, resolve
+from ..specs import PEAKS, Architecture, Task, resolve
 from .augment import JointAugment, default_joint_augment
 from .data import Augment, Images, Loader, batches, default_augment, shuffled
 from .engine import AtomicIO, Fitting, Progress, Recipe, Record, fit, quiet, write_metrics
@@ -85,6 +85,14 @@ class Options:
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: float | None = None
+    patch: int | None = None
+    degrade: str = ""
+    features: str = "random"
+    perceptual: str = ""
+    style: str = ""
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    diffaugment: str = ""
+    freeze: int = 0
     balance: bool = False
     patience: int = 0
     precision: str = "auto"
@@ -148,7 +156,7 @@ def finetune(
                 f"{out} holds something that is not a run, and --overwrite removes only runs: choose another --out"
             )
     # everything that can be wrong with the input is found out before anything is written
-    run = _Run(options, out, say, progress)
+    run = _run(options, out, say, progress)
     run.prepare()
     try:
         if out.is_dir() and overwrite:
@@ -180,7 +188,7 @@ def resume(out: Path, *, say: Say = lambda text: None, progress: Progress | None
             already_finished=True,
         )
     known = {f.name for f in fields(Options)}
-    run = _Run(Options(**{k: v for k, v in record["options"].items() if k in known}), out, say, progress)
+    run = _run(Options(**{k: v for k, v in record["options"].items() if k in known}), out, say, progress)
     run.prepare()
     if record["data"] != run.fingerprints:
         raise DataError(f"{run.options.data} has changed since the run {out} began: start a new run")
@@ -217,6 +225,14 @@ def _wait_for(path: Path, timeout_s: float = 3600.0) -> None:
         if time.monotonic() > end:
             raise ZooError(f"waited {timeout_s:.0f} s for {path} from the first process: do all nodes see that folder?")
         time.sleep(0.2)
+
+
+def _run(options: Options, out: Path, say: Say, progress: Progress | None) -> _Run:
+    """The run of the task's kind. Raises UnknownName, CheckpointError."""
+    task = get_registry().get(Task, task_of(options.source))
+    own = getattr(resolve(task.trainer, f"task '{task.name}'"), "run", "")
+    kind: type[_Run] = resolve(own, f"task '{task.name}'") if own else _Run
+    return kind(options, out, say, progress)
 
 
 class _Run:
@@ -265,6 +281,7 @@ class _Run:
             self.model.input = measured(self.train_data, self.model.input)
         self.half: Half = resolve(self.model.task.trainer, f"task '{self.model.task.name}'")()
         self.task = half_of(self.model)
+        self.metric_name = self.task.metric_name
         self.scratch = self.model.weights == "none"
         _ = self.model.head
         self._refuse_options()
@@ -272,6 +289,12 @@ class _Run:
     def _refuse_options(self) -> None:
         """Raises ZooError for an option that means nothing to the task: silence would look like consent."""
         o, task = self.options, self.model.task.name
+        for flag, given in (
+            ("--patch", o.patch), ("--degrade", o.degrade), ("--perceptual", o.perceptual), ("--style", o.style),
+            ("--loss-weight", o.loss_weights), ("--diffaugment", o.diffaugment), ("--freeze", o.freeze),
+        ):  # fmt: skip
+            if given:
+                raise ZooError(f"{flag} is for networks that make images, not for task {task}")
         if o.loss and o.loss not in self.half.losses:
             raise UnknownName(f"loss of task {task}", o.loss, self.half.losses)
         if task != "classify" and ((o.smoothing and task == "detect") or o.randaugment):
@@ -380,7 +403,7 @@ class _Run:
                 "state": state,
                 "zoo": __version__,
                 "architecture": self.model.architecture.name,
-                "metric_name": self.task.metric_name,
+                "metric_name": self.metric_name,
                 "options": asdict(self.options),
                 "settled": self.settled,
                 "data": self.fingerprints,

@@ -25,6 +25,7 @@ from ..files import dump_json, new_folder, sha256_file
 from ..registry import get_registry
 from ..specs import Architecture, ImageInput, Task, Weights, resolve
 from ..tasks import TaskHalf
+from .players import Players
 from .weights import Fitted, State, class_count, fit, read_state
 
 __all__ = [
@@ -69,6 +70,12 @@ class Model:
     """Settings of the task's numpy half (a confidence threshold), chosen on the validation set."""
 
     @property
+    def makes(self) -> ImageInput | None:
+        """How images are brought to what the network makes of latents; None where it takes images."""
+        recipe, shape = self.architecture.makes, getattr(self.network, "image_shape", None)
+        return None if recipe is None or shape is None else recipe.with_channels(shape[0]).with_size(*shape[1:])
+
+    @property
     def head(self) -> nn.Module:
         """The module that maps features to classes (a ModuleList of several). Raises PluginError where there is none."""
         try:
@@ -109,6 +116,10 @@ def open_model(
         if weights not in ("pretrained", "checkpoint"):
             raise CheckpointError(f"{source} is a checkpoint and brings its own weights: leave out --weights {weights}")
         opened, state = _read_checkpoint(folder)
+        if not opened.architecture.classes:
+            labels, num_classes = (), None
+        if opened.architecture.makes is not None and (size or channels):
+            raise CheckpointError(f"{source} makes images of its own size: leave out --size and --channels")
         wanted = tuple(labels) if labels is not None else _numbered(num_classes) if num_classes else opened.labels
         recipe = _recipe(opened.input, channels, size, pixel)
         if options:
@@ -130,6 +141,11 @@ def open_model(
         return replace(built, decode=opened.decode if wanted == opened.labels else {})
     architecture = get_registry().get(Architecture, os.fspath(source))
     own = dict(options or {})
+    if not architecture.classes:
+        labels, num_classes = (), None
+    if architecture.makes is not None:  # size and channels are those of the images; the latents are the network's own
+        own |= {k: v for k, v in (("size", size), ("image_channels", channels)) if v}
+        size = channels = None
     provenance: dict[str, Any] = {
         "source": architecture.name,
         "licences": [architecture.license] if architecture.license else [],
@@ -164,7 +180,7 @@ def open_model(
         state = read_state(path)
         first = architecture.weights[0] if architecture.weights else None
         found = None
-        if labels is None:
+        if labels is None and architecture.head:
             found = class_count(
                 state, architecture.head, lambda n: _network(architecture, n, architecture.input.channels, own)
             )
@@ -172,7 +188,7 @@ def open_model(
         provenance["weights"] = {"kind": "file", "name": path.name, "sha256": sha256_file(path)}
         recipe = _recipe(architecture.input, channels, size, pixel)
         keep, kind = True, "file"
-        if not known and labels is None and num_classes is None:
+        if architecture.head and not known and labels is None and num_classes is None:
             # a foreign layout is refused here, by the keys that differ; what is left lacks the head alone
             _build(
                 architecture,
@@ -255,8 +271,10 @@ def deployable(model: Model) -> nn.Module:
 
 
 def half_of(model: Model) -> TaskHalf:
-    """The numpy half of the model's task, with the architecture's decode settings and the model's own over them."""
-    half: TaskHalf = model.task.resolve()(**{**model.architecture.decode, **model.decode})
+    """The numpy half of the model's task: with the architecture's decode settings, the network's and the model's own, the
+    later over the earlier."""
+    own = model.network.decode if isinstance(model.network, Players) else {}
+    half: TaskHalf = model.task.resolve()(**{**model.architecture.decode, **own, **model.decode})
     return half
 
 
@@ -379,7 +397,16 @@ def _build(
         and "img_size" in inspect.signature(build).parameters
     ):
         options = {**options, "img_size": size}  # for networks whose weights depend on it
-    network = _network(architecture, len(labels), recipe.channels, options)
+    latent = recipe.color == "latent"
+    if latent:
+        # what tells the class comes behind what is drawn, and is no business of the build's
+        recipe = recipe.with_channels(architecture.input.channels + len(labels))
+    if state is not None and "state" in inspect.signature(build).parameters:
+        options = {**options, "state": state.tensors}  # for networks that are recognised by their weights
+    network = _network(
+        architecture, len(labels), architecture.input.channels if latent else recipe.channels, options
+    )
+    options = {k: v for k, v in options.items() if k != "state"}
     fitted = Fitted(head=False, loaded=frozenset())
     if state is not None:
         state = replace(state, tensors=_untied(network, state))
@@ -401,7 +428,10 @@ def _build(
         task=task,
         weights=weights,
         options=dict(options),
-        provenance={**provenance, "head": "kept" if fitted.head else "new"},
+        provenance={
+            **provenance,
+            "head": "kept" if fitted.head or (state is not None and not architecture.head) else "new",
+        },
         loaded=fitted.loaded,
     )
 

@@ -74,12 +74,19 @@ class Players(nn.Module):
     """Usual decay of the averaged generator, 0: none."""
     needs: tuple[str, ...] = ()
     """What a run must provide: ``perceptual`` (a loss network), ``style`` (an image)."""
+    patch: int = 0
+    """Usual side of the squares that training images are cut into, in pixels of the input; 0: the input's own size."""
     decode: Mapping[str, Any] = {}
     """Settings of the task's numpy half that follow from the network: ``scale``, ``multiple``, …"""
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.generator(x)
         return made
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A file's tensors under this network's names, without what it has no place for; what is not given may be
+        missing (a critic that nobody published)."""
+        return tensors
 
     def parts(self, player: str) -> list[nn.Module]:
         """The modules whose parameters the player moves."""

@@ -22,7 +22,15 @@ from ..reading import viewable
 from ..results import Detections, Segmentation
 from .evaluate import Evaluation
 
-__all__ = ["confusion_picture", "curves_picture", "samples_picture", "write_report"]
+__all__ = [
+    "confusion_picture",
+    "curves_picture",
+    "grid",
+    "match_picture",
+    "png",
+    "samples_picture",
+    "write_report",
+]
 
 MANY = 30
 """Classes beyond which the confusion matrix shows no names and no counts."""
@@ -61,6 +69,48 @@ def curves_picture(rows: Sequence[Mapping[str, Any]], metric_name: str) -> bytes
                 )
     figure.tight_layout()
     return _png(figure)
+
+
+def match_picture(rows: Sequence[Mapping[str, Any]], players: Sequence[str], metric_name: str) -> bytes:
+    """Of players: losses, gradient norms, what is told apart, and the metric over the epochs, as PNG."""
+    figure = Figure(figsize=(11, 6))
+    (losses, gradients), (apart, metric) = figure.subplots(2, 2)
+    x = [row["epoch"] for row in rows]
+    marker = "." if len(rows) < 40 else None
+    for axis, what, name in ((losses, "loss", "loss"), (gradients, "gradient norm", "gradient"), (apart, "told apart, %", "accuracy")):
+        for player in players:
+            values = [row.get(f"{player}_{name}") for row in rows]
+            known = [(e, v) for e, v in zip(x, values, strict=True) if v is not None]
+            if known:
+                share = 100 if name == "accuracy" else 1
+                axis.plot([e for e, _ in known], [share * v for _, v in known], label=player, marker=marker)
+                axis.legend(frameon=False)
+        axis.set_ylabel(what)
+    gradients.set_yscale("log")
+    metric.plot(x, [row["val_metric"] for row in rows], color="tab:green", marker=marker)
+    metric.set_ylabel(f"{metric_name} (validation)")
+    for axis in (losses, gradients, apart, metric):
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def grid(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Pictures in rows of ``columns``, each in a cell of the largest one's size."""
+    wide, high = (max(p.size[axis] for p in pictures) for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
+    for at, picture in enumerate(pictures):
+        row, column = divmod(at, columns)
+        sheet.paste(picture.convert("RGB"), (column * (wide + gap), row * (high + gap)))
+    return sheet
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def confusion_picture(matrix: np.ndarray, labels: Sequence[str]) -> bytes:
@@ -161,6 +211,7 @@ def write_report(
         f'<h2>{html.escape(name.capitalize())}</h2><img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         for name, data in pictures.items()
     )
+    table = f"<h2>Classes{shown}</h2>\n<table><tr><th>class</th>{heads}</tr>{per_class}</table>" if classes else ""
     path = folder / "report.html"
     write_text(
         path,
@@ -174,8 +225,7 @@ img {{ max-width: 100% }}
 <h1>{html.escape(title)}</h1>
 <table>{rows}</table>
 {images}
-<h2>Classes{shown}</h2>
-<table><tr><th>class</th>{heads}</tr>{per_class}</table>
+{table}
 </body></html>
 """,
     )

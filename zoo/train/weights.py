@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .players import Players
 
 __all__ = ["Fitted", "State", "adapt_channels", "class_count", "fit", "read_state"]
 
-_NESTS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "params")
+_NESTS = ("params_ema", "state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "params")
 """Where checkpoints in the wild keep the tensors; averaged weights first, as they are the ones that were published."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -183,6 +184,7 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
     differs, which then keeps its fresh initialisation; a first layer for another number of input channels, which
     is adapted (:func:`adapt_channels`); and BatchNorm's batch counters, which old files lack. The weights of an image
     classifier, which the network's ``backbone`` was cut out of, go there; the rest keeps its fresh initialisation.
+    Of players a file may hold the generator alone, under its own names (:meth:`zoo.train.players.Players.adopt`).
     Raises CheckpointError naming the first keys that are missing, unexpected or of another shape.
     """
     if backbone:
@@ -195,6 +197,10 @@ def fit(network: nn.Module, state: State, *, head: str, keep_head: bool, channel
             return Fitted(head=False, loaded=frozenset(f"{backbone}.{k}" for k in inside))
     wanted: dict[str, Tensor] = network.state_dict()
     tensors = _strip(state.tensors, wanted)
+    if isinstance(network, Players) and not any(k in wanted for k in tensors):
+        tensors = dict(network.adopt(state.tensors))
+        # a file of a generator alone: whoever trains it starts fresh
+        wanted = {k: v for k, v in wanted.items() if k.startswith("generator.") or k in tensors}
     heads = [h for h in head.split(",") if h]
     in_head = {k for k in {*wanted, *tensors} if any(k == h or k.startswith(h + ".") for h in heads)}
     head_fits = {k for k in in_head if k in wanted} == {k for k in in_head if k in tensors} and all(
