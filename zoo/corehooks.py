@@ -32,5 +32,6 @@ def zoo_open_weights(uri: str, cache: Path) -> Path | None:
 @hookimpl
 def zoo_verify(candidate: Candidate, reference: Reference, samples: Samples) -> Iterable[Finding]:
     from .parity.gates import judge
+    from .parity.pictures import pixels
 
-    return judge(candidate, reference, samples)
+    return [*judge(candidate, reference, samples), *pixels(candidate, reference, samples)]

@@ -105,8 +105,43 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 )
 @click.option("--weight-decay", type=click.FloatRange(0.0), help="[default: classify 0.05, segment 0.01, detect 0.03]")
 @click.option(
-    "--loss", default="", metavar="NAME", help="Of segmentation: ce+dice, focal, jaccard, …  [default: ce+dice]"
+    "--loss",
+    default="",
+    metavar="NAME",
+    help="Of segmentation: ce+dice, focal, jaccard, …; of networks that make images: hinge, wgan-gp, l1+perceptual, …",
 )
+@click.option(
+    "--loss-weight",
+    "loss_weights",
+    multiple=True,
+    metavar="TERM=X",
+    help="Of networks that make images: what a term of the loss weighs, as l1=10.",
+)
+@click.option("--patch", type=click.IntRange(4), help="Of restoration: side of training patches, in input pixels.")
+@click.option(
+    "--degrade",
+    default="",
+    metavar="RECIPE",
+    help="Of restoration: how good images are damaged, as bicubic:2 or blur:0.2-2+noise:5+jpeg:60 or holes.",
+)
+@click.option("--style", default="", type=click.Path(), metavar="FILE", help="Of style transfer: the picture.")
+@click.option(
+    "--perceptual", default="", metavar="NAME[:FILE]", help="Network of perceptual losses.  [default: vgg16.tv_in1k]"
+)
+@click.option(
+    "--features",
+    default="random",
+    show_default=True,
+    metavar="NAME[:FILE]",
+    help="Classifier whose features tell made images from real ones (KID, FID).",
+)
+@click.option(
+    "--diffaugment",
+    default="",
+    metavar="POLICY",
+    help="What a discriminator sees is varied: color,translation,cutout. For small sets.",
+)
+@click.option("--freeze", type=click.IntRange(0), default=0, help="First layers of a discriminator that stay as they are.")
 @click.option(
     "--augment/--no-augment", default=None, help="Random crops, mirroring, colours.  [default: not for glyphs]"
 )
@@ -166,6 +201,10 @@ def command(
       zoo finetune resnet18 --data photos/ --weights resnet18.pth --mixup 0.2 --ema 0.999
       zoo finetune unet --data cells/ --option encoder=resnet18
       zoo finetune yolo --data coco/ --size 320
+      zoo finetune dcgan --data faces/ --size 64 --loss hinge --diffaugment color,translation,cutout
+      zoo finetune srresnet --data photos/ --option scale=2
+      zoo finetune pix2pix --data masks-and-photos/
+      zoo finetune style --data photos/ --style starry.jpg
       zoo finetune --resume runs/digits
     """
     if resume is not None:
@@ -190,6 +229,7 @@ def command(
         if resume is not None:
             summary = resolve(f"{module}:resume", "fine-tuning")(folder, say=note, progress=progress)
         else:
+            rest["loss_weights"] = _weights(rest["loss_weights"])
             options = options_type(
                 source=source, data=str(Path(data or "").resolve()), build=parse_options(build), **_absolute(rest)
             )
@@ -233,9 +273,26 @@ def _refuse_early(source: str, data: str) -> None:
 
 
 def _absolute(rest: dict[str, Any]) -> dict[str, Any]:
-    """A weights file is remembered by its absolute path, so that a run resumes from any folder."""
-    weights = rest.get("weights", "")
-    return {**rest, "weights": str(Path(weights).resolve())} if weights and Path(weights).is_file() else rest
+    """Files are remembered by their absolute paths, so that a run resumes from any folder."""
+    files = {k: rest.get(k, "") for k in ("weights", "style")}
+    found = {k: str(Path(v).resolve()) for k, v in files.items() if v and Path(v).is_file()}
+    for option in ("perceptual", "features"):
+        name, _, file = rest.get(option, "").partition(":")
+        if file and Path(file).is_file():
+            found[option] = f"{name}:{Path(file).resolve()}"
+    return {**rest, **found}
+
+
+def _weights(given: tuple[str, ...]) -> dict[str, float]:
+    """TERM=X to factors. Raises UsageError."""
+    found = {}
+    for text in given:
+        term, _, value = text.partition("=")
+        try:
+            found[term] = float(value)
+        except ValueError:
+            raise click.UsageError(f"--loss-weight {text}: give TERM=X, as l1=10") from None
+    return found
 
 
 def _data_of(folder: Path, data: str | None) -> str:

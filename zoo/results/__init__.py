@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .classification import Classification
 from .detections import Detections
+from .picture import ImageResult
 from .segmentation import Segmentation
 
-__all__ = ["Classification", "Detections", "Segmentation"]
+__all__ = ["Classification", "Detections", "ImageResult", "Segmentation"]

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from ..inputs import Frame
+    from ..data import Dataset
+    from ..inputs import Frame, ImageInput
 
-__all__ = ["Aligned", "Meter", "Outputs", "TaskHalf", "measure", "rows_in"]
+__all__ = ["Aligned", "Meter", "Outputs", "TaskHalf", "gained", "measure", "rows_in", "said"]
 
 Outputs = Mapping[str, "np.ndarray"]
 """Raw outputs of a network by name; the first axis of each is the batch."""
@@ -58,12 +59,19 @@ class TaskHalf(Protocol):
     """The headline among the meter's figures, as a person would say it: ``top-1 accuracy``, ``mIoU``, ``mAP@50:95``."""
     score_name: str
     """What ``sample_scores`` measures on one image: ``top-1 accuracy``, ``IoU of an image``."""
+    unit: str
+    """What hundredths of a score are: ``%``, or ``dB`` (0.3768 is 37.68 dB)."""
     deciding: str
     """Name of the output that the numeric gate reads closest (logits rather than probabilities)."""
     draws_on_image: bool
     """Whether ``draw`` shows where things are, so that two results are best compared side by side."""
     settings: dict[str, Any]
     """The decode settings in force, JSON-ready; they travel in the manifest as ``decode``."""
+
+    def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
+        """The data as the network is judged by: good images damaged, latents in the place of images; usually as they
+        are. ``count``: of latents, how many."""
+        ...
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         """Which of a graph's outputs ``decode`` needs; the runtime asks for no others."""
@@ -121,6 +129,16 @@ class TaskHalf(Protocol):
     def draw(self, image: Image.Image, result: Any) -> Image.Image:
         """The result drawn on a copy of the image."""
         ...
+
+
+def said(half: TaskHalf, value: float) -> str:
+    """A score or a headline metric of the task as a person reads it: ``93.10 %``, ``37.68 dB``."""
+    return f"{100 * value:.2f} {half.unit}"
+
+
+def gained(half: TaskHalf, difference: float) -> str:
+    """A difference of such: ``-0.12 points``, ``-0.12 dB``."""
+    return f"{100 * difference:+.2f} {'points' if half.unit == '%' else half.unit}"
 
 
 def measure(half: TaskHalf, labels: Sequence[str], results: Sequence[Any], targets: Sequence[Any]) -> Meter:

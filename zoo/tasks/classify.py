@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..inputs import Frame
+from ..data import Dataset
+from ..inputs import Frame, ImageInput
 from ..results import Classification
 from . import Outputs
 
@@ -20,11 +21,15 @@ class Classify:
 
     metric_name = "top-1 accuracy"
     score_name = "top-1 accuracy"
+    unit = "%"
     deciding = "logits"
     draws_on_image = False
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
+
+    def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
+        return data
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         return ["scores"]

@@ -13,7 +13,8 @@ from PIL import Image
 from ..data.targets import Boxes
 from ..errors import ZooError
 from ..geometry import boxes_to_original
-from ..inputs import Frame
+from ..data import Dataset
+from ..inputs import Frame, ImageInput
 from ..results import Detections
 from . import Aligned, Outputs
 from .average_precision import AREAS, IOUS, Matched, average_precision, join, match_image
@@ -49,6 +50,7 @@ class Detect:
 
     metric_name = "mAP@50:95"
     score_name = "AP@50:95 of an image"
+    unit = "%"
     deciding = "scores"
     draws_on_image = True
 
@@ -76,6 +78,9 @@ class Detect:
         # what most detectors have is left out, so that older versions of the zoo still read their bundles
         self.settings |= {} if nms else {"nms": nms}
         self.settings |= {} if rows == "fixed" else {"rows": rows}
+
+    def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
+        return data
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         return ["detections"] if "detections" in available else ["boxes", "scores"]

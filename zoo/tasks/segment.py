@@ -11,7 +11,8 @@ from PIL import Image
 from ..data.targets import VOID, Mask
 from ..errors import DataError
 from ..geometry import map_to_original
-from ..inputs import Frame
+from ..data import Dataset
+from ..inputs import Frame, ImageInput
 from ..results import Segmentation
 from ..results.segmentation import background_index
 from . import Outputs
@@ -32,11 +33,15 @@ class Segment:
 
     metric_name = "mIoU"
     score_name = "IoU of an image"
+    unit = "%"
     deciding = "logits"
     draws_on_image = True
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
+
+    def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
+        return data
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         return ["classes"]

@@ -143,7 +143,9 @@ class GenerativeRun(_Run):
                 "give pairs (two folders, or two images side by side), or trainA/ and trainB/"
             )
         if kind == "translate" and self.paired == bool("unpaired" in getattr(network, "learns", "")):
-            wanted = "trainA/ and trainB/" if self.paired else "pairs: two folders of the same names, or images side by side"
+            wanted = (
+                "trainA/ and trainB/" if self.paired else "pairs: two folders of the same names, or images side by side"
+            )
             raise DataError(f"{name} learns from {wanted}, which {self.train_data.root} is not")
         if "style" in network.needs and not o.style:
             raise ZooError(f"{name} learns the manner of one picture: give it with --style FILE")
@@ -188,9 +190,7 @@ class GenerativeRun(_Run):
                 spec = ImageInput(height=256, width=256, resize="shortest")
                 picture = np.array(resize(read_image(o.style, spec), spec), np.float32)
                 perceptual.set_style(torch.from_numpy(picture).permute(2, 0, 1)[None].to(self._device()) / 255)
-        return Rules(
-            loss=loss, weights=o.loss_weights, perceptual=perceptual, augment=o.diffaugment, freeze=o.freeze
-        )
+        return Rules(loss=loss, weights=o.loss_weights, perceptual=perceptual, augment=o.diffaugment, freeze=o.freeze)
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class GenerativeRun(_Run):
             from .extractor import open_extractor
 
             extractor = open_extractor(self.options.features)
-            real = self._real(MADE_EACH_EPOCH)
+            real = extractor(self._real(MADE_EACH_EPOCH))
 
             def by_set(generator: nn.Module) -> Validation:
                 made = [r.pixels for r in self._results(generator, images, device)]
@@ -311,13 +311,17 @@ class GenerativeRun(_Run):
             return by_set
 
         def by_loss(generator: nn.Module) -> Validation:
-            tensor = torch.from_numpy(np.concatenate([t for t, _ in prepared_batches(images[:16], model.input)])).to(device)
+            tensor = torch.from_numpy(np.concatenate([t for t, _ in prepared_batches(images[:16], model.input)])).to(
+                device
+            )
             assert self.rules.perceptual is not None
             shares = [t * s + m for t, s, m in zip(tensor.unbind(1), model.input.std, model.input.mean, strict=True)]
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 terms = self.rules.perceptual(generator(tensor), torch.stack(shares, 1))
             found = {k: float(v) for k, v in terms.items()}
-            return Validation(metric=sum(self.rules.weight(k, model.network.usual[k]) * v for k, v in found.items()), figures=found)
+            return Validation(
+                metric=sum(self.rules.weight(k, model.network.usual[k]) * v for k, v in found.items()), figures=found
+            )
 
         return by_loss
 

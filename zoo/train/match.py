@@ -139,9 +139,7 @@ class Match(L.LightningModule):  # type: ignore[misc]
         self._counts[name] += 1
 
     def _gradient(self, player: str) -> Tensor:
-        gradients = [
-            p.grad for part in self.network.parts(player) for p in part.parameters() if p.grad is not None
-        ]
+        gradients = [p.grad for part in self.network.parts(player) for p in part.parameters() if p.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
 
     def _check_finite(self) -> None:
@@ -182,7 +180,9 @@ class Match(L.LightningModule):  # type: ignore[misc]
 class Rounds(Record):
     """After each epoch: the row, the best generator with its trainers, samples to look at, the resumable state."""
 
-    def __init__(self, *, lower: bool, said: Callable[[float], str], show: Callable[[Match, int], None], **rest: Any) -> None:
+    def __init__(
+        self, *, lower: bool, said: Callable[[float], str], show: Callable[[Match, int], None], **rest: Any
+    ) -> None:
         """``lower``: whether a smaller metric is better; ``said`` prints it; ``show(match, epoch)`` draws samples."""
         super().__init__(**rest)
         self._lower, self._said, self._show = lower, said, show
@@ -208,7 +208,9 @@ class Rounds(Record):
                 self.stopped = f"no better for {self.waited} epochs"
                 trainer.should_stop = True
         self._show(pl_module, row["epoch"])
-        losses = ", ".join(f"{p} {figures[f'{p}_loss']:.4g}" for p in pl_module.network.players if f"{p}_loss" in figures)
+        losses = ", ".join(
+            f"{p} {figures[f'{p}_loss']:.4g}" for p in pl_module.network.players if f"{p}_loss" in figures
+        )
         told = ", ".join(f"{100 * v:.0f} % told apart" for k, v in figures.items() if k.endswith("_accuracy"))
         self._say(
             f"{row['epoch']}/{trainer.max_epochs}: {losses}{', ' + told if told else ''}; "

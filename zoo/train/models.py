@@ -403,9 +403,7 @@ def _build(
         recipe = recipe.with_channels(architecture.input.channels + len(labels))
     if state is not None and "state" in inspect.signature(build).parameters:
         options = {**options, "state": state.tensors}  # for networks that are recognised by their weights
-    network = _network(
-        architecture, len(labels), architecture.input.channels if latent else recipe.channels, options
-    )
+    network = _network(architecture, len(labels), architecture.input.channels if latent else recipe.channels, options)
     options = {k: v for k, v in options.items() if k != "state"}
     fitted = Fitted(head=False, loaded=frozenset())
     if state is not None:

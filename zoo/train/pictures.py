@@ -171,7 +171,7 @@ class Pictures:
 
     def _views(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         """An image for a translator, and what it should make of it, cut alike; or any image of the other domain."""
-        sample, spec = self.data[index], self.spec
+        sample = self.data[index]
         low = self._keep(("low", index), lambda: self._enlarged(sample.image, sample.id))
         top, left = _place(low.shape, self.size, rng)
         part = _cut(low, top, left, *self.size)
@@ -241,5 +241,3 @@ def _cut(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np
     if not (down or right):
         return part
     return np.pad(part, ((0, down), (0, right), (0, 0)), "symmetric")
-
-

@@ -77,7 +77,11 @@ def match_picture(rows: Sequence[Mapping[str, Any]], players: Sequence[str], met
     (losses, gradients), (apart, metric) = figure.subplots(2, 2)
     x = [row["epoch"] for row in rows]
     marker = "." if len(rows) < 40 else None
-    for axis, what, name in ((losses, "loss", "loss"), (gradients, "gradient norm", "gradient"), (apart, "told apart, %", "accuracy")):
+    for axis, what, name in (
+        (losses, "loss", "loss"),
+        (gradients, "gradient norm", "gradient"),
+        (apart, "told apart, %", "accuracy"),
+    ):
         for player in players:
             values = [row.get(f"{player}_{name}") for row in rows]
             known = [(e, v) for e, v in zip(x, values, strict=True) if v is not None]

@@ -18,7 +18,17 @@ from .players import Players
 
 __all__ = ["Fitted", "State", "adapt_channels", "class_count", "fit", "read_state"]
 
-_NESTS = ("params_ema", "state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "params")
+_NESTS = (
+    "params_ema",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "params",
+)
 """Where checkpoints in the wild keep the tensors; averaged weights first, as they are the ones that were published."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")

@@ -1,0 +1,92 @@
+"""Whether made images are as good as real ones: figures of two sets, a warning of collapse, and the gate of generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..parity import FAIL, INCONCLUSIVE, PASS, Finding
+from ..tasks.distances import diversity, fid, kid, paired_kid, precision_recall
+from .extractor import Extractor
+
+__all__ = ["collapsed", "figures", "quality"]
+
+COLLAPSED = 0.5
+"""Below this share of the real images' diversity a generator has given up part of what it should make."""
+SHARE, LEAST = 0.1, 5e-4
+"""A candidate's KID may be worse by a tenth of the trained network's, or by what a thousand images can hardly tell."""
+
+
+def figures(
+    made: Sequence[np.ndarray], real: Sequence[np.ndarray] | np.ndarray, extractor: Extractor
+) -> dict[str, Any]:
+    """KID with its 95 % interval, FID, precision, recall and diversity of two sets of (H, W, C) uint8 images, JSON-ready.
+
+    ``real`` may be given as its features (M, D), where the same set is asked of often.
+    """
+    ours = extractor(made)
+    theirs = real if isinstance(real, np.ndarray) else extractor(real)
+    value, low, high = kid(ours, theirs)
+    precision, recall = precision_recall(ours, theirs)
+    return {
+        "KID": value,
+        "KID_interval_95": [low, high],
+        "FID": fid(ours, theirs),
+        "precision": precision,
+        "recall": recall,
+        "diversity_made": diversity(ours),
+        "diversity_real": diversity(theirs),
+        "images_made": len(ours),
+        "images_real": len(theirs),
+        "extractor": extractor.name,
+    }
+
+
+def collapsed(found: Mapping[str, Any]) -> str:
+    """A line of warning where the samples are much more alike than real images are; empty where they are not."""
+    share = found["diversity_made"] / max(found["diversity_real"], 1e-12)
+    if share >= COLLAPSED:
+        return ""
+    return (
+        f"the samples are {100 * share:.0f} % as diverse as the real images: the generator may have collapsed; "
+        "look at the samples, lower the discriminator's learning rate, or try --loss hinge or wgan-gp, or --diffaugment"
+    )
+
+
+def quality(
+    candidate: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    real: Sequence[np.ndarray],
+    extractor: Extractor,
+    tolerances: Mapping[str, float],
+) -> Finding:
+    """The gate of what has no right answer: is the candidate's KID worse than the trained network's by more than the margin?
+
+    Pass where that is ruled out at 95 %, fail where it is shown, inconclusive otherwise. The margin is ``quality_share``
+    of the reference's KID, and ``quality_least`` at least.
+    """
+    theirs = extractor(real)
+    told, ours = figures(reference, theirs, extractor), figures(candidate, theirs, extractor)
+    difference, low, high = paired_kid(extractor(candidate), extractor(reference), theirs)
+    margin = max(tolerances.get("quality_share", SHARE) * abs(told["KID"]), tolerances.get("quality_least", LEAST))
+    said = (
+        f"KID {ours['KID']:.5f} against {told['KID']:.5f} of the trained network ({difference:+.5f}, at worst {high:+.5f}; "
+        f"{margin:+.5f} allowed), FID {ours['FID']:.3f} against {told['FID']:.3f}; {len(candidate)} images, {len(real)} real, "
+        f"features of {extractor.name}"
+    )
+    found = {"candidate": ours, "reference": told, "difference": difference, "bounds_95": [low, high], "margin": margin}
+    if high <= margin:
+        return Finding(gate="quality", verdict=PASS, message=said, figures=found)
+    if low > margin:
+        return Finding(gate="quality", verdict=FAIL, message=said, figures=found)
+    more = (
+        len(candidate) * (((high - difference) / max(margin - difference, 1e-12)) ** 2 - 1)
+        if margin > difference
+        else 0
+    )
+    cure = (
+        f"about {round(more)} more images would settle it" if 0 < more < 1e6 else "more images would have to show less"
+    )
+    return Finding(gate="quality", verdict=INCONCLUSIVE, message=f"{said}: {cure}", figures=found)
