@@ -147,6 +147,13 @@ SIZES, BATCH = _SizesType(), _BatchType()
     metavar="POINTS",
     help="Of mixed: how much accuracy the plan may cost, on training images held out for the search.",
 )
+@click.option(
+    "--features",
+    default="random",
+    show_default=True,
+    metavar="NAME[:FILE]",
+    help="Of generators: classifier whose features tell made images from real ones.",
+)
 @click.option("--max-samples", type=click.IntRange(1), help="Judge at most so many validation images.  [default: all]")
 @click.option(
     "--val-share",
@@ -178,6 +185,7 @@ def command(
     calibration: int,
     calibrator: str,
     budget: float,
+    features: str,
     max_samples: int | None,
     val_share: float | None,
     split_seed: int | None,
@@ -249,6 +257,7 @@ def command(
                 calibration=calibration,
                 calibrator="" if calibrator == "auto" else calibrator,
                 budget=budget / 100,
+                features=features,
                 max_samples=max_samples,
             ),
             progress=progress,

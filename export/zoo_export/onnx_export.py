@@ -33,11 +33,16 @@ def export(source: Artifact, out: Path, options: Mapping[str, Any]) -> Artifact:
     bytes, from whatever directory. ``options``: ``dynamic_size`` leaves height and width of the input open.
 
     Raises ExportError: a submodule in training mode, an operator without ONNX form, control flow that depends on
-    the data, a batch size that the network has fixed, more than 2 GiB of weights.
+    the data, a batch size that the network has fixed, more than 2 GiB of weights. ``scale``: how many times larger than
+    the input's the outputs' sides are.
     """
     assert_eval(source.module)
     model, modules = to_model(
-        source.module, source.input, source.task.outputs, dynamic_size=bool(options.get("dynamic_size"))
+        source.module,
+        source.input,
+        source.task.outputs,
+        dynamic_size=bool(options.get("dynamic_size")),
+        scale=int(options.get("scale", 1)),
     )
     save(model, out)
     dump_json(out.with_name(MODULES), modules)
@@ -67,7 +72,7 @@ def assert_eval(module: torch.nn.Module) -> None:
 
 
 def to_model(
-    module: torch.nn.Module, spec: ImageInput, outputs: Sequence[str], *, dynamic_size: bool = False
+    module: torch.nn.Module, spec: ImageInput, outputs: Sequence[str], *, dynamic_size: bool = False, scale: int = 1
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """The module as a checked, simplified, cleaned ONNX model, and the torch module path of each of its nodes.
 
@@ -101,7 +106,7 @@ def to_model(
             model = onnxslim.slim(raw)
         _need_dynamic_batch(model)
         clean(model)
-        _name_axes(model, dynamic_size)
+        _name_axes(model, dynamic_size, scale)
         onnx.checker.check_model(model, full_check=True)
     except (ExportError, KeyboardInterrupt, MemoryError):
         raise
@@ -121,14 +126,16 @@ def _need_dynamic_batch(model: onnx.ModelProto) -> None:
             )
 
 
-def _name_axes(model: onnx.ModelProto, dynamic_size: bool) -> None:
-    """Outputs whose first axis shape inference could not tie to the input's are tied here; so are open sides, which
-    the outputs of a segmenter share with its input."""
+def _name_axes(model: onnx.ModelProto, dynamic_size: bool, scale: int) -> None:
+    """Outputs whose first axis shape inference could not tie to the input's are tied here; so are open sides, of which
+    the outputs' are ``scale`` times the input's."""
     for value in (*model.graph.input, *model.graph.output):
         axes = value.type.tensor_type.shape.dim
         axes[0].dim_param = "batch"
         if dynamic_size:
-            axes[len(axes) - 2].dim_param, axes[len(axes) - 1].dim_param = "height", "width"
+            larger = f"{scale}*" if scale > 1 and value in model.graph.output else ""
+            for back, side in ((2, "height"), (1, "width")):
+                axes[len(axes) - back].dim_param = larger + side
 
 
 def _module_path(node: onnx.NodeProto) -> str:

@@ -33,7 +33,9 @@ from zoo.registry import get_registry
 from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.tasks import TaskHalf, rows_in
+from zoo.train.extractor import Extractor, open_extractor
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
+from zoo.train.quality import quality, real_images
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES
@@ -53,6 +55,10 @@ SEARCH_IMAGES = 256
 GOLDEN_IMAGES = 5
 GOLDEN_BYTES = 2 << 20
 """Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
+REAL_IMAGES = 1000
+"""Real images that made ones are compared with, and as many are made, unless the user wants fewer."""
+RESULT_BYTES = 4 << 20
+"""Per-sample results of the reference that travel in the bundle: of fewer samples where they are images."""
 REFERENCE_BYTES = 1 << 20
 """Raw reference outputs that travel in the bundle: of as many samples as fit, and never of none."""
 FALLBACK_ROUNDS = 6
@@ -102,6 +108,8 @@ class Request:
     """How int8 ranges are chosen; empty: as the precision pass thinks best."""
     budget: float = 0.005
     """Mean loss of the task's score that a mixed plan may cost, as a share of 1."""
+    features: str = "random"
+    """Whose features tell made images from real ones, where no image is the right one (:mod:`zoo.train.extractor`)."""
     max_samples: int | None = None
     """At most so many validation images are judged; None for all."""
 
@@ -137,6 +145,9 @@ class _Basis:
     reference: Reference
     dataset: Dataset | None
     calibration: Calibration | None
+    real: Sequence[np.ndarray] = ()
+    """(H, W, C) uint8 real images, where what is made can only be judged as a set."""
+    extractor: Extractor | None = None
 
 
 class Batches:
@@ -271,7 +282,9 @@ class ExportGateFailed(GateFailed):
 
 def _statements(request: Request, model: Model) -> list[str]:
     found = []
-    if request.data is None:
+    if request.data is None and model.makes is not None:
+        found.append("Quality was not judged: no real images were given (--data DIR). Numbers were, on seeded latents.")
+    elif request.data is None:
         found.append(
             "Accuracy was not judged: no labelled data was given (--data DIR). "
             "Numbers and latency were judged on made images of natural statistics."
@@ -300,7 +313,8 @@ def _basis(
     targets: list[Any] | None
     if request.data is not None:
         train, dataset = _data(request, model, show, note)
-        images, ids, targets = [s.image for s in dataset], tuple(s.id for s in dataset), dataset.targets
+        images, ids = [s.image for s in dataset], tuple(s.id for s in dataset)
+        targets = None if all(t is None for t in dataset.targets) else dataset.targets
         origin = dataset.source
     else:
         images = list(_made_images(spec, _made_count(spec), seed=1))
@@ -341,8 +355,18 @@ def _basis(
     if request.precisions != ("fp32",):
         judged = frozenset(s.digest() for s in dataset) if dataset is not None else frozenset()
         calibration = _calibration(request, model, train, judged, samples.half, torch_ref, note)
+    real: list[np.ndarray] = []
+    if dataset is not None and dataset.others:
+        real = real_images(dataset.others, model.makes or model.input, REAL_IMAGES)
     return _Basis(
-        images=images, batches=batches, samples=samples, reference=reference, dataset=dataset, calibration=calibration
+        images=images,
+        batches=batches,
+        samples=samples,
+        reference=reference,
+        dataset=dataset,
+        calibration=calibration,
+        real=real,
+        extractor=open_extractor(request.features) if real else None,
     )
 
 
@@ -372,6 +396,8 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
         val = val.subset(sorted(order.tolist()))
     with show("reading images", len(val)) as update:
         val = audit(val, input=model.input, progress=lambda done, total: update(done))
+    half = half_of(model)
+    count = min(REAL_IMAGES, request.max_samples or REAL_IMAGES)
     known = (divided.get("val") or {}).get("fingerprint")
     if known and request.max_samples is None and known != val.fingerprint():
         note(
@@ -383,7 +409,12 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
         note(f"left out: {fault.reason}")
     if len(val.faults) > 5:
         note(f"left out: {len(val.faults) - 5} more")
-    return train, val
+    judged = half.samples(val, model.input, model.labels, count)
+    if model.makes is None:
+        return half.samples(train, model.input, model.labels), judged
+    # latents are calibrated on that nobody is judged by
+    drawn = half.samples(train, model.input, model.labels, count + request.calibration + SEARCH_IMAGES)
+    return drawn.subset(range(count, len(drawn))), judged
 
 
 def _calibration(
@@ -471,9 +502,10 @@ def _need_task(request: Request, model: Model) -> None:
         raise ExportError(f"--nms graph is for detectors; {model.architecture.name} is for task {model.task.name}")
     if request.nms == "graph" and request.to != ("onnx",):
         raise ExportError("--nms graph goes with --to onnx alone: TensorRT-RTX has no NMS, and the host's takes 0.5 ms")
-    if request.dynamic_size and model.task.name != "segment":
+    if request.dynamic_size and model.task.name != "segment" and (model.input.resize, model.makes) != ("crop", None):
         raise ExportError(
-            f"--dynamic-size is for segmenters; {model.architecture.name} (task {model.task.name}) is exported for one size"
+            f"--dynamic-size is for segmenters and for networks that take images as they are; {model.architecture.name} "
+            f"(task {model.task.name}) is exported for one size"
         )
 
 
@@ -550,6 +582,7 @@ class _Maker:
         request = self.request
         return {
             "dynamic_size": request.dynamic_size,
+            "scale": self.basis.samples.half.settings.get("scale", 1),
             "target": plan.target,
             "batch": request.batch,
             "sizes": request.sizes,
@@ -659,6 +692,9 @@ class _Maker:
             tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
         )
         findings = [*get_registry().verify(candidate, basis.reference, basis.samples), *artifact.findings]
+        if basis.extractor is not None:
+            made = [[r.pixels for r in results] for results in (candidate.results, basis.reference.results)]
+            findings.append(quality(*made, basis.real, basis.extractor, candidate.tolerances))
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
             plan=plan,
@@ -778,6 +814,8 @@ def _store_reference(folder: Path, basis: _Basis, torch_ref: TorchReference) -> 
     with np.load(folder / "golden.npz", allow_pickle=False) as archive:
         tensors = archive["tensors"]
     count = min(STORED_SAMPLES, len(basis.images)) if basis.dataset is not None else 0
+    one = basis.samples.half.pack(basis.reference.results[:1]) if count else {}
+    count = min(count, max(1, RESULT_BYTES // max(1, sum(value.nbytes for value in one.values())))) if count else 0
     exact = basis.reference.exact or {}
     raw = basis.reference.outputs
     fits = max(1, REFERENCE_BYTES // max(1, sum(value[0].nbytes for value in raw.values())))
@@ -808,6 +846,8 @@ def _manifest(
 ) -> dict[str, Any]:
     c, h, w = model.input.shape
     sides = ("height", "width") if request.dynamic_size else ()
+    scale = basis.samples.half.settings.get("scale", 1)
+    made = tuple(f"{scale}*{side}" if scale > 1 else side for side in sides)
     artifacts = []
     for one in kept:
         assert one.artifact.path is not None
@@ -850,7 +890,7 @@ def _manifest(
             {
                 "name": name,
                 "dtype": str(value.dtype),
-                "shape": ["batch", *value.shape[1:-2], *sides] if sides else ["batch", *value.shape[1:]],
+                "shape": ["batch", *value.shape[1:-2], *made] if made else ["batch", *value.shape[1:]],
             }
             for name, value in ((n, basis.reference.outputs[n]) for n in model.task.outputs)
         ],

@@ -11,7 +11,9 @@ import click
 from ..bundle import MANIFEST
 from ..data import division
 from ..errors import DataError
+from ..lookup import find_task
 from ..specs import resolve
+from ..tasks import told
 from .common import complete_architecture, emit_json, json_option, note, progress, table
 
 if TYPE_CHECKING:
@@ -112,9 +114,8 @@ def command(
     click.echo(f"{what}\n{dataset.source}\n")
     figures = dict(figures)
     classes = figures.pop("classes", [])
-    click.echo(
-        table([(k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in figures.items()], ("figure", "value"))
-    )
+    half = find_task(task).resolve()
+    click.echo(table([(k, told(half, k, v)) for k, v in figures.items()], ("figure", "value")))
     if classes:
         columns = list(classes[0])
         rows = [[f"{100 * v:.1f} %" if isinstance(v, float) else v for v in c.values()] for c in classes]
@@ -146,6 +147,7 @@ def _open(data: str, task: str, input: ImageInput, split: str, format: str, val_
 def _run_bundle(model: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
     from ..parity.evidence import prepared_batches
 
+    dataset = model.task.samples(dataset, model.input, model.labels)
     meter, done = model.task.meter(model.labels), 0
     for tensor, frames in prepared_batches([s.image for s in dataset], model.input, progress=advance):
         results = model.task.decode(model.run(tensor), labels=model.labels, frames=frames, judging=True)

@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from ..errors import ZooError
+from ..lookup import find_task
+from ..registry import get_registry
 from ..specs import Architecture, resolve
+from ..tasks import told
 from .common import (
     SIZE,
     build_option,
@@ -141,7 +144,9 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     metavar="POLICY",
     help="What a discriminator sees is varied: color,translation,cutout. For small sets.",
 )
-@click.option("--freeze", type=click.IntRange(0), default=0, help="First layers of a discriminator that stay as they are.")
+@click.option(
+    "--freeze", type=click.IntRange(0), default=0, help="First layers of a discriminator that stay as they are."
+)
 @click.option(
     "--augment/--no-augment", default=None, help="Random crops, mirroring, colours.  [default: not for glyphs]"
 )
@@ -246,9 +251,8 @@ def command(
     if as_json:
         emit_json(summary.to_dict())
         return
-    figures = [
-        (k, f"{100 * v:.2f} %" if isinstance(v, float) else v) for k, v in summary.metrics.items() if k != "classes"
-    ]
+    half = find_task(get_registry().get(Architecture, summary.architecture).task).resolve()
+    figures = [(k, told(half, k, v)) for k, v in summary.metrics.items() if k != "classes"]
     rows = [
         ("architecture", summary.architecture),
         *figures,
@@ -267,8 +271,6 @@ def _refuse_early(source: str, data: str) -> None:
 
         open_data(data)
     if not Path(source).exists() and os.sep not in source:
-        from ..registry import get_registry
-
         get_registry().get(Architecture, source)
 
 

@@ -16,11 +16,17 @@ def pixels(candidate: Candidate, reference: Reference, samples: Samples) -> Iter
     half = samples.half
     if not isinstance(half, PictureTask) or not candidate.results or len(candidate.results) != len(reference.results):
         return []
+    for name, ours, theirs in zip(samples.ids, candidate.results, reference.results, strict=True):
+        if ours.pixels.shape != theirs.pixels.shape:
+            sizes = " and ".join(f"{r.width}x{r.height}x{r.pixels.shape[2]}" for r in (ours, theirs))
+            return [
+                Finding(gate="pixels", verdict=FAIL, message=f"{name}: the images are {sizes} and cannot be compared")
+            ]
     found = half.differences(candidate.results, reference.results)
-    least = candidate.tolerances.get("pixels_psnr", 0.0)
+    least = candidate.tolerances["pixels_psnr"]
     said = (
-        f"of 255: {found['mean']:.3f} apart on average, {found['max']:.0f} at most, {100 * found['share_beyond_1']:.2f} % of the values "
-        f"by more than 1; PSNR {found['psnr_db']:.1f} dB, {found['worst_psnr_db']:.1f} in the worst of {len(candidate.results)} "
+        f"of 255 steps {found['mean']:.3f} apart on average, {found['max']:.0f} at most, {100 * found['share_beyond_1']:.2f} % "
+        f"of the values by more than 1; PSNR {found['psnr_db']:.1f} dB, {found['worst_psnr_db']:.1f} in the worst of {len(candidate.results)} "
         f"images ({least:g} needed); SSIM {found['ssim']:.4f}"
     )
     verdict = PASS if found["worst_psnr_db"] >= least else FAIL

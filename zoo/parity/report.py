@@ -23,13 +23,18 @@ from ..files import dump_json, write_text
 from ..inputs import Source, read_image
 from ..reading import viewable
 from ..specs import ImageInput
-from ..tasks import TaskHalf
+from ..tasks import TaskHalf, said
+from ..tasks.pictures import NOTICED, PictureTask, apart, psnr
 from . import FAIL, INCONCLUSIVE, PASS, SKIPPED, Candidate, Finding, Reference, Samples
 from .golden import Stage
 
 __all__ = ["STATUSES", "ArtifactReport", "Flip", "Report", "find_flips"]
 
 MAX_FLIPS = 24
+MAX_CROPS = 8
+"""Images of which the crop that changed most is shown: three pictures each."""
+CROP, MAGNIFIED, AMPLIFIED = 64, 3, 8
+"""Side of such a crop in pixels, how many times larger it is shown, and how many times its difference is brightened."""
 RECORD_SCHEMA = 1
 
 STATUSES = {
@@ -55,7 +60,8 @@ class Flip:
     candidate_said: str
     """The same in a few words."""
     pictures: tuple[str, ...] = ()
-    """data: URIs: the image; or the reference's and the candidate's drawing of it. Empty where it is not at hand."""
+    """data: URIs: the image; or the reference's and the candidate's drawing of it; or, of images that were made, a crop of
+    the reference's, of the candidate's, and their difference. Empty where it is not at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +91,15 @@ class ArtifactReport:
         """``prepared``, ``built`` or ``verified``: what this run proved of the artefact, see :data:`STATUSES`.
 
         Verified are those whose numbers and accuracy passed, on their own runtime, where no other gate said no or did
-        not know, and whose latency was measured, be it judged or only told.
+        not know, and whose latency was measured, be it judged or only told. Where no image is the right one, quality
+        takes the place of accuracy.
         """
-        verdicts = self.gates()
+        verdicts = {f.gate: f.verdict for f in self._counting}
         if self.stand_in or not self.device:
             return "built" if verdicts.get("build") == PASS else "prepared"
-        judged = all(verdicts.get(gate) == PASS for gate in ("numbers", "accuracy"))
-        rest = {f.gate: f for f in self.findings if f.verdict != PASS}
+        answers = "accuracy" if "accuracy" in verdicts else "quality"
+        judged = all(verdicts.get(gate) == PASS for gate in ("numbers", answers))
+        rest = {f.gate: f for f in self._counting if f.verdict != PASS}
         measured = bool(self._figures("latency"))
         told = set(rest) <= {"latency"} and all(f.verdict == SKIPPED for f in rest.values())
         return "verified" if judged and measured and told and all(self.stages) else "built"
@@ -101,13 +109,19 @@ class ArtifactReport:
         """The device, where the status is ``verified``."""
         return self.device if self.status == "verified" else ""
 
+    @property
+    def _counting(self) -> list[Finding]:
+        """All findings but accuracy's word that it was not judged, where quality was."""
+        set_aside = {"accuracy"} if any(f.gate == "quality" for f in self.findings) else set()
+        return [f for f in self.findings if f.gate not in set_aside or f.verdict != SKIPPED]
+
     def _figures(self, gate: str) -> Mapping[str, Any]:
         return next((f.figures for f in self.findings if f.gate == gate), {})
 
     @property
     def verdict(self) -> str:
         """``fail`` where any gate or stage failed, else the weakest of the gates' verdicts."""
-        verdicts = [f.verdict for f in self.findings]
+        verdicts = [f.verdict for f in self._counting]
         if FAIL in verdicts or not all(self.stages):
             return FAIL
         for weak in (INCONCLUSIVE, SKIPPED):
@@ -224,10 +238,15 @@ def find_flips(
     spec: ImageInput,
     limit: int = MAX_FLIPS,
 ) -> list[Flip]:
-    """The samples that the two would answer differently, those first whose score differs most; with their pictures."""
+    """The samples that the two would answer differently, those first whose score differs most; with their pictures.
+
+    Of images that were made, those first that differ most, ``MAX_CROPS`` at most, with the crops that changed most.
+    """
     half = samples.half
     if not len(candidate.results) or len(candidate.results) != len(reference.results):
         return []
+    if isinstance(half, PictureTask):
+        return _crops(candidate, reference, samples, half, min(limit, MAX_CROPS))
     changed: list[int] = np.flatnonzero(~half.same_answer(candidate.results, reference.results)).tolist()
     if samples.targets is not None and changed:
         targets = [samples.targets[i] for i in changed]
@@ -251,6 +270,64 @@ def find_flips(
             )
         )
     return flips
+
+
+def _crops(candidate: Candidate, reference: Reference, samples: Samples, half: PictureTask, limit: int) -> list[Flip]:
+    """The images that changed visibly, those first that differ most on average; no input is read."""
+    pairs = zip(candidate.results, reference.results, strict=True)
+    off = [
+        float(apart(ours, theirs).mean()) if ours.pixels.shape == theirs.pixels.shape else -1.0
+        for ours, theirs in pairs
+    ]
+    same = half.same_answer(candidate.results, reference.results)
+    worst = [i for i in np.argsort(-np.asarray(off), kind="stable").tolist() if off[i] >= 0 and not same[i]]
+    flips = []
+    for index in worst[:limit]:
+        ours, theirs = candidate.results[index], reference.results[index]
+        target = samples.targets[index] if samples.targets is not None else None
+        scores = ["", ""]
+        if target is not None:
+            judged = half.sample_scores([theirs, ours], [target, target]).tolist()
+            scores = [f", {half.score_name} {said(half, score)}" for score in judged]
+        difference = apart(ours, theirs)
+        left, top, right, bottom = changed_most(difference)
+        parts = [v[top:bottom, left:right] for v in (theirs.pixels, ours.pixels, difference)]
+        parts[2] = np.minimum(parts[2].astype(np.uint16) * AMPLIFIED, 255).astype(np.uint8)
+        flips.append(
+            Flip(
+                artifact=candidate.name,
+                id=samples.ids[index],
+                expected="",
+                reference=theirs.to_dict(),
+                candidate=ours.to_dict(),
+                reference_said=half.describe(theirs) + scores[0],
+                candidate_said=f"{off[index]:.2f} of 255 apart on average, {int(difference.max())} at most, "
+                f"PSNR {psnr(ours.pixels, theirs.pixels):.1f} dB{scores[1]}; shown from {left}, {top} on",
+                pictures=tuple(_magnified(part) for part in parts),
+            )
+        )
+    return flips
+
+
+def changed_most(difference: np.ndarray, side: int = CROP) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the part of ``side`` pixels, or of the whole where that is smaller, whose mean of the
+    (H, W, C) differences is the largest."""
+    height, width = difference.shape[:2]
+    high, wide = min(side, height), min(side, width)
+    sums = np.zeros((height + 1, width + 1))
+    sums[1:, 1:] = difference.astype(np.float64).sum(axis=2).cumsum(axis=0).cumsum(axis=1)
+    windows = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    top, left = (int(at) for at in np.unravel_index(int(windows.argmax()), windows.shape))
+    return left, top, left + wide, top + high
+
+
+def _magnified(pixels: np.ndarray) -> str:
+    """A data: URI without loss, each pixel ``MAGNIFIED`` pixels wide."""
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+    image = image.resize((image.width * MAGNIFIED, image.height * MAGNIFIED), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _pictures(source: Source, spec: ImageInput, half: TaskHalf, reference: Any, candidate: Any) -> tuple[str, ...]:
@@ -287,7 +364,9 @@ text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numer
 .inconclusive,.not-judged{color:var(--mid)}.say{border-left:4px solid var(--mid);padding:.3rem .8rem;margin:.6rem 0}
 .flips{display:flex;flex-wrap:wrap;gap:.8rem}.flips figure{margin:0;width:12rem;font-size:.85rem;overflow-wrap:anywhere}
 .flips img{width:112px;image-rendering:auto;display:block}.flips .wide{width:47rem}
-.flips .wide img{width:22.5rem;display:inline-block;margin-right:.5rem}.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
+.flips .wide img{width:22.5rem;display:inline-block;margin-right:.5rem}
+.flips .crops{width:100%}.flips .crops img{width:auto;max-width:32%;display:inline-block;margin-right:.5rem;image-rendering:pixelated}
+.dim{opacity:.7}svg text{fill:currentColor;font:11px sans-serif}
 dl{display:grid;grid-template-columns:max-content auto;gap:.1rem .8rem;margin:.6rem 0}dt{font-weight:600}dd{margin:0}
 .bar{display:inline-block;height:.7em;background:#4a78b5;vertical-align:middle;min-width:1px}.bar.int8{background:#2e7d32}
 .bar.fp16,.bar.bf16{background:#b26a00}.bar.fp32{background:#8886}.off{background:#c6282822}summary{cursor:pointer}
@@ -309,7 +388,14 @@ def render(report: Report) -> str:
     for artifact in report.artifacts:
         parts.append(_section(artifact))
     if report.flips:
-        parts.append(f"<h2>Images whose answer changed ({len(report.flips)} shown)</h2><div class=flips>")
+        parts.append(f"<h2>Images whose answer changed ({len(report.flips)} shown)</h2>")
+        if any(len(flip.pictures) == 3 for flip in report.flips):
+            parts.append(
+                f"<p class=dim>Of each image that differs by more than {NOTICED} of 255 somewhere, those first that differ most: "
+                f"the {CROP} x {CROP} pixels that changed most, {MAGNIFIED} times as large. From left to right the reference, the "
+                f"candidate, and how far they are apart, {AMPLIFIED} times as bright.</p>"
+            )
+        parts.append("<div class=flips>")
         parts += [_flip(flip) for flip in report.flips]
         parts.append("</div>")
     parts.append("<h2>Machine</h2><table>")
@@ -374,7 +460,9 @@ def _section(artifact: ArtifactReport) -> str:
         parts.append(f"<tr><th>{escape(finding.gate)}<td>{_verdict(finding.verdict)}<td>{escape(finding.message)}")
     parts.append("</table>")
     for finding in artifact.findings:
-        drawer = {"numbers": _numbers, "accuracy": _accuracy, "latency": _latency}.get(finding.gate)
+        drawer = {"numbers": _numbers, "accuracy": _accuracy, "quality": _quality, "latency": _latency}.get(
+            finding.gate
+        )
         if drawer and finding.figures:
             parts.append(drawer(finding.figures))
     if artifact.bisection:
@@ -582,8 +670,9 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
 
 def _accuracy(figures: Mapping[str, Any]) -> str:
     low, high = figures["interval_95_one_sided"]
-    margin = figures["margin"]
-    left, right = min(low, margin) - 0.01, max(high, 0.0) + 0.01
+    margin, unit = figures["margin"], figures.get("unit", "%")
+    points, rim = ("points", 0.01) if unit == "%" else (unit, 0.001)
+    left, right = min(low, margin) - rim, max(high, 0.0) + rim
 
     def x(value: float) -> float:
         return float(10 + 480 * (value - left) / (right - left))
@@ -594,8 +683,8 @@ def _accuracy(figures: Mapping[str, Any]) -> str:
         f"<line x1={x(0):.1f} x2={x(0):.1f} y1=14 y2=46 stroke=currentColor opacity=.5 />"
         f"<line x1={x(low):.1f} x2={x(high):.1f} y1=30 y2=30 stroke=#4a78b5 stroke-width=5 />"
         f"<circle cx={x(figures['difference']):.1f} cy=30 r=6 fill=#4a78b5 />"
-        f"<text x={x(margin):.1f} y=58>{100 * margin:+.1f}</text><text x={x(0):.1f} y=58>0</text></svg>"
-        f"<figcaption class=dim>difference in {escape(figures['metric'])}, points, with its interval; "
+        f"<text x={x(margin):.1f} y=58>{100 * margin:+.{1 if unit == '%' else 2}f}</text><text x={x(0):.1f} y=58>0</text></svg>"
+        f"<figcaption class=dim>difference in {escape(figures['metric'])}, {escape(points)}, with its interval; "
         f"the dashed line is the largest drop allowed. {figures['worse']} images answered worse, "
         f"{figures['better']} better.</figcaption></figure>{_whole_set(figures)}"
     )
@@ -607,9 +696,27 @@ def _whole_set(figures: Mapping[str, Any]) -> str:
     if not whole:
         return ""
     rows = [("reference", whole["reference"]), ("candidate", whole["candidate"])]
-    cells = "".join(f"<tr><th>{escape(whole['metric'])}, {who}<td class=n>{100 * v:.2f} %" for who, v in rows)
+    cells = "".join(
+        f"<tr><th>{escape(whole['metric'])}, {who}<td class=n>{100 * v:.2f} {escape(figures.get('unit', '%'))}"
+        for who, v in rows
+    )
     cells += "".join(f"<tr><th>{escape(k)}<td class=n>{_number(v)}" for k, v in figures["differences"].items())
     return f"<table>{cells}</table>"
+
+
+def _quality(figures: Mapping[str, Any]) -> str:
+    """How far both networks' images are from real ones, as sets."""
+    rows = [("reference", figures.get("reference")), ("candidate", figures.get("candidate"))]
+    known = [(who, found) for who, found in rows if isinstance(found, Mapping)]
+    if not known:
+        return ""
+    names = list(dict.fromkeys(name for _, found in known for name in found))
+    cells = "".join(
+        f"<tr><th>{escape(name.replace('_', ' '))}"
+        + "".join(f"<td class=n>{escape(_plain(found.get(name, '-')))}" for _, found in known)
+        for name in names
+    )
+    return f"<table><tr><th>{''.join(f'<th class=n>{who}' for who, _ in known)}{cells}</table>"
 
 
 def _latency(figures: Mapping[str, Any]) -> str:
@@ -632,7 +739,7 @@ def _latency(figures: Mapping[str, Any]) -> str:
 
 def _flip(flip: Flip) -> str:
     picture = "".join(f"<img src='{uri}' alt=''>" for uri in flip.pictures)
-    wide = " class=wide" if len(flip.pictures) > 1 else ""
+    wide = {2: " class=wide", 3: " class=crops"}.get(len(flip.pictures), "")
     expected = f"<br>right: {escape(flip.expected)}" if flip.expected else ""
     return (
         f"<figure{wide}>{picture}<figcaption><b>{escape(flip.artifact)}</b> {escape(flip.id)}<br>"

@@ -298,9 +298,9 @@ def _basis(
     stored = load_reference(bundle)
     if data is None:
         return _golden_basis(bundle, task, half, stored, network, exact_network, network_name)
-    data = data.relabelled(bundle.labels)
+    data = half.samples(data.relabelled(bundle.labels), bundle.input, bundle.labels)
     images: list[Source] = [s.image for s in data]
-    targets: list[Any] = data.targets
+    targets: list[Any] | None = None if all(t is None for t in data.targets) else data.targets
     ids = [s.id for s in data]
     statements: list[str] = []
     reference: Reference | None = None
@@ -326,7 +326,11 @@ def _basis(
                     f"{len(pairs)} of the {len(images)} images were judged at export; the others have no reference here."
                 )
             here, there = [p[0] for p in pairs], [p[1] for p in pairs]
-            images, ids, targets = [images[i] for i in here], [ids[i] for i in here], [targets[i] for i in here]
+            images, ids, targets = (
+                [images[i] for i in here],
+                [ids[i] for i in here],
+                targets and [targets[i] for i in here],
+            )
             raw, exactly = (sum(1 for t in there if t < rows_in(o)) for o in (stored.outputs, stored.exact))
             results = half.unpack(stored.results, bundle.labels)
             reference = Reference(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ..errors import OutputError
 
 __all__ = ["ImageResult"]
 
@@ -43,6 +46,13 @@ class ImageResult:
             "channels": int(self.pixels.shape[2]),
             "sha256": hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest(),
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the image in the format of the file's suffix. Raises OutputError."""
+        try:
+            self.image().save(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(f"{os.fspath(path)}: cannot be written: {error}") from None
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Before and after, side by side at the result's height: the part of ``image`` that it was made of on the left."""

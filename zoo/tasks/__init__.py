@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..inputs import Frame, ImageInput
 
-__all__ = ["Aligned", "Meter", "Outputs", "TaskHalf", "gained", "measure", "rows_in", "said"]
+__all__ = ["Aligned", "Meter", "Outputs", "TaskHalf", "gained", "measure", "rows_in", "said", "told"]
 
 Outputs = Mapping[str, "np.ndarray"]
 """Raw outputs of a network by name; the first axis of each is the batch."""
@@ -60,7 +60,7 @@ class TaskHalf(Protocol):
     score_name: str
     """What ``sample_scores`` measures on one image: ``top-1 accuracy``, ``IoU of an image``."""
     unit: str
-    """What hundredths of a score are: ``%``, or ``dB`` (0.3768 is 37.68 dB)."""
+    """What hundredths of a score are: ``%``, or ``dB`` (0.3768 is 37.68 dB); as ``metric_name`` known of the class."""
     deciding: str
     """Name of the output that the numeric gate reads closest (logits rather than probabilities)."""
     draws_on_image: bool
@@ -139,6 +139,17 @@ def said(half: TaskHalf, value: float) -> str:
 def gained(half: TaskHalf, difference: float) -> str:
     """A difference of such: ``-0.12 points``, ``-0.12 dB``."""
     return f"{100 * difference:+.2f} {'points' if half.unit == '%' else half.unit}"
+
+
+def told(half: TaskHalf | type[TaskHalf], name: str, value: Any) -> Any:
+    """A meter's figure as a person reads it: shares in %, the headline of pictures in dB and their other figures as plain
+    numbers; whatever is no float as it is, lists of floats (an interval) in one line."""
+    if isinstance(value, float):
+        share = half.unit == "%" or name == half.metric_name
+        return f"{100 * value:.2f} {half.unit}" if share else f"{value:.5g}"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, float) for v in value):
+        return " to ".join(f"{v:.5g}" for v in value)
+    return value
 
 
 def measure(half: TaskHalf, labels: Sequence[str], results: Sequence[Any], targets: Sequence[Any]) -> Meter:

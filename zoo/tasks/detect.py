@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data import Dataset
 from ..data.targets import Boxes
 from ..errors import ZooError
 from ..geometry import boxes_to_original
-from ..data import Dataset
 from ..inputs import Frame, ImageInput
 from ..results import Detections
 from . import Aligned, Outputs

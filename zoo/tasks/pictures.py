@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import Dataset
+from ..data.reading import upright_size
 from ..data.targets import Picture
 from ..errors import DataError
 from ..inputs import Frame, ImageInput
@@ -42,7 +43,7 @@ def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def ssim(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Structural similarity (Z. Wang et al. 2004, "Image quality assessment") of two (H, W) arrays, values in 0..255:
-    a Gaussian window of 11 pixels and sigma 1.5, mean over where it fits. Images smaller than it: one window."""
+    a Gaussian window of 11 pixels and sigma 1.5, mean over where it fits; of smaller images the largest odd window that fits."""
     a, b = (np.asarray(v, np.float64) for v in (ours, theirs))
     reach = min(5, (min(a.shape) - 1) // 2)
     window = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * 1.5**2))
@@ -60,7 +61,7 @@ def _blurred(values: np.ndarray, window: np.ndarray) -> np.ndarray:
     size = len(window)
     high, wide = (side - size + 1 for side in values.shape)
     rows = sum(weight * values[i : i + high] for i, weight in enumerate(window))
-    return np.asarray(sum(weight * rows[:, i : i + wide] for i, weight in enumerate(window)))  # type: ignore[index]
+    return np.asarray(sum(weight * rows[:, i : i + wide] for i, weight in enumerate(window)))
 
 
 class PictureTask:
@@ -84,9 +85,9 @@ class PictureTask:
         return ["output"]
 
     def pixels(self, output: np.ndarray) -> np.ndarray:
-        """(C, H, W) shares of white to (H, W, C) uint8, cut to 0..255 and rounded."""
-        values = np.asarray(output, np.float32) * np.float32(255)
-        return np.ascontiguousarray(np.rint(values.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+        """(C, H, W) shares of white to (H, W, C) uint8, cut to 0..255 and rounded; what is no number is black."""
+        values = np.nan_to_num(np.asarray(output, np.float32).clip(0, 1), copy=False) * np.float32(255)
+        return np.ascontiguousarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))
 
     def decode(
         self, outputs: Outputs, *, labels: Sequence[str], frames: Sequence[Frame], judging: bool = False
@@ -111,7 +112,22 @@ class PictureTask:
         return result
 
     def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
+        """As they are. Raises DataError for a pair of another ratio than the network's, ImageError."""
+        for sample in data:
+            if isinstance(sample.target, Picture):
+                self._check_pair(sample.id, upright_size(sample.image, sample.id), sample.target.size())
         return data
+
+    def _check_pair(self, name: str, given: tuple[int, int], made: tuple[int, int]) -> None:
+        if made == (given[0] * self.scale, given[1] * self.scale):
+            return
+        ratio = made[0] // given[0]
+        fits = ratio > 0 and made == (given[0] * ratio, given[1] * ratio)
+        cure = f"take a network that enlarges {ratio} times" if fits else "cut the second to fit, or leave the pair out"
+        raise DataError(
+            f"{name}: a pair of {given[0]}x{given[1]} and {made[0]}x{made[1]} pixels for a network that "
+            f"{f'enlarges {self.scale} times' if self.scale > 1 else 'keeps the size'}: {cure}"
+        )
 
     def shown(self, result: ImageResult) -> ImageResult:
         return result
@@ -127,7 +143,11 @@ class PictureTask:
     def same_answer(self, results: Sequence[ImageResult], reference: Sequence[ImageResult]) -> np.ndarray:
         """No value is further apart than ``NOTICED`` of 255."""
         return np.asarray(
-            [apart(a, b).max(initial=0) <= NOTICED for a, b in zip(results, reference, strict=True)], bool
+            [
+                a.pixels.shape == b.pixels.shape and apart(a, b).max(initial=0) <= NOTICED
+                for a, b in zip(results, reference, strict=True)
+            ],
+            bool,
         )
 
     def differences(self, results: Sequence[ImageResult], reference: Sequence[ImageResult]) -> dict[str, float]:
@@ -182,8 +202,9 @@ class PictureTask:
         left, top, right, bottom = (side * self.scale for side in box)
         if wanted.shape[0] < bottom or wanted.shape[1] < right:
             raise DataError(
-                f"{getattr(target.source, 'name', 'a target')}: the target has {wanted.shape[1]}x{wanted.shape[0]} pixels where the network, which "
-                f"enlarges {self.scale} times, makes {right}x{bottom}: give pairs of that ratio, or a network of another scale"
+                f"{getattr(target.source, 'name', 'a target')}: the target has {wanted.shape[1]}x{wanted.shape[0]} pixels "
+                f"where the network, which enlarges {self.scale} times, makes {right}x{bottom}: give pairs of that ratio, "
+                "or a network of another scale"
             )
         ours, theirs = result.pixels, wanted[top:bottom, left:right]
         if self.on_luma:
@@ -202,26 +223,31 @@ def apart(ours: ImageResult, theirs: ImageResult) -> np.ndarray:
 
 
 class PictureMeter:
-    """Means over the images: PSNR in hundredths of dB, SSIM (of luma), and L1, the mean difference as a share of white."""
+    """Means over the images whose targets are known: PSNR in hundredths of dB, SSIM (of luma), and L1, the mean difference
+    as a share of white. Without any such image none of the three."""
 
     def __init__(self, task: PictureTask) -> None:
         self._task = task
         self._sums = np.zeros(3)
-        self._images = 0
+        self._images = self._judged = 0
 
     def update(self, results: Sequence[ImageResult], targets: Sequence[Any]) -> None:
         for result, target in zip(results, targets, strict=True):
             self._images += 1
-            if target is None or isinstance(target, int):
+            if not isinstance(target, Picture):
                 continue
+            self._judged += 1
             ours, theirs = self._task._compared(result, target)
             grey = [v if v.ndim == 2 else luma(v.astype(np.uint8)) for v in (ours, theirs)]
             error = np.abs(ours.astype(np.float64) - theirs).mean() / 255
             self._sums += (psnr(ours, theirs) / 100, ssim(*grey), error)
 
     def merge(self, other: PictureMeter) -> None:
-        self._sums, self._images = self._sums + other._sums, self._images + other._images
+        self._sums = self._sums + other._sums
+        self._images, self._judged = self._images + other._images, self._judged + other._judged
 
     def compute(self) -> dict[str, Any]:
-        decibels, alike, error = (self._sums / max(1, self._images)).tolist()
-        return {self._task.metric_name: decibels, "SSIM": alike, "L1": error, "images": self._images, "classes": []}
+        known = {}
+        if self._judged:
+            known = dict(zip((self._task.metric_name, "SSIM", "L1"), (self._sums / self._judged).tolist(), strict=True))
+        return {**known, "images": self._images, "classes": []}

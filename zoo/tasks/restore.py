@@ -32,9 +32,11 @@ class Restore(PictureTask):
         super().__init__(scale=scale, multiple=multiple, holes=holes, degrade=self.degrade)
 
     def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
-        """Good images alone are damaged here, each in the same way every time."""
+        """Good images alone are damaged here, each in the same way every time. Raises DataError for a pair of another
+        ratio than the network's, and for a damage that does not fit it, ImageError."""
         from ..data.degrading import degraded
 
+        super().samples(data, spec, labels, count)
         return replace(
             data,
             samples=tuple(

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data import Dataset
 from ..data.targets import VOID, Mask
 from ..errors import DataError
 from ..geometry import map_to_original
-from ..data import Dataset
 from ..inputs import Frame, ImageInput
 from ..results import Segmentation
 from ..results.segmentation import background_index

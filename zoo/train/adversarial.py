@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -199,8 +198,8 @@ class ImagePool(nn.Module):
     arXiv:1703.10593, section 4: 50 images). Until ``size`` images are there, each is kept and given back. From then on,
     each has an even chance to be given back itself, or to take the place of a kept one, which is given back instead.
 
-    The images are a buffer, ``images`` (kept, C, H, W), so they are in a state dict and a resumed run goes on with the
-    same ones; a fresh pool loads whatever number was kept. Draws come from torch's generator on the CPU. ``size`` 0 gives
+    The images, ``images`` (kept, C, H, W), are no part of a network's weights; a run keeps them with its own state
+    (:class:`zoo.train.match.Match`), so that a resumed one goes on with the same ones. Draws come from torch's generator on the CPU. ``size`` 0 gives
     back what comes.
     """
 
@@ -211,7 +210,7 @@ class ImagePool(nn.Module):
         if size < 0:
             raise ZooError(f"an image pool of {size}: its size is 0 or more")
         self.size = size
-        self.register_buffer("images", torch.empty(0))
+        self.register_buffer("images", torch.empty(0), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -232,12 +231,6 @@ class ImagePool(nn.Module):
                 given.append(self.images[place : place + 1].clone())
                 self.images[place] = image[0]
         return torch.cat(given)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        kept = state_dict.get(prefix + "images")
-        if kept is not None and kept.shape != self.images.shape:
-            self.images = self.images.new_empty(kept.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def freeze_layers(layers: Sequence[nn.Module], count: int) -> None:

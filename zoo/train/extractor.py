@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ class _Random(nn.Module):
         draw = torch.Generator().manual_seed(0)
         widths = (3, 32, 64, 64, 128)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
         )
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d)

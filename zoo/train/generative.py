@@ -38,7 +38,7 @@ from .match import Match, Rounds, Validation
 from .models import find_checkpoint, half_of, load_checkpoint, open_model, save_checkpoint, task_of
 from .pictures import Pictures
 from .players import Players, Rules
-from .quality import collapsed, figures
+from .quality import collapsed, figures, real_images
 from .reporting import grid, match_picture, png, write_report
 
 __all__ = ["GenerativeRun"]
@@ -142,11 +142,11 @@ class GenerativeRun(_Run):
                 f"{self.train_data.root} holds images of one kind, and {name} turns one kind into another: "
                 "give pairs (two folders, or two images side by side), or trainA/ and trainB/"
             )
-        if kind == "translate" and self.paired == bool("unpaired" in getattr(network, "learns", "")):
+        if kind == "translate" and "style" not in network.needs and self.paired == network.unpaired:
             wanted = (
                 "trainA/ and trainB/" if self.paired else "pairs: two folders of the same names, or images side by side"
             )
-            raise DataError(f"{name} learns from {wanted}, which {self.train_data.root} is not")
+            raise DataError(f"{name} learns from {wanted}, which {self.train_data.root} does not hold")
         if "style" in network.needs and not o.style:
             raise ZooError(f"{name} learns the manner of one picture: give it with --style FILE")
         if o.style and "style" not in network.needs:
@@ -259,8 +259,12 @@ class GenerativeRun(_Run):
         )
         state = self.out / STATE
         self.recorder = recorder
-        if not (self.out / "samples" / "000.png").is_file():
+        if "before" not in self.settled:
             self._show(module, 0)
+            network.to(device)
+            self.settled["before"] = judge(network.generator.eval()).metric
+            self.say(f"before: {self.metric_name} {self.said(self.settled['before'])}")
+            self.write("ready")
         trainer = self._trainer(s["epochs"], [recorder], precision=s["precision"], devices="1", nodes=1)
         fit(trainer, module, train, val, resume=state if state.is_file() else None)
 
@@ -336,17 +340,11 @@ class GenerativeRun(_Run):
         return observe(run, prepared_batches(images, self.model.input, size), self.task, self.model.labels).results
 
     def _real(self, count: int) -> list[np.ndarray]:
-        """(H, W, C) uint8 real images of the validation split, as the network makes them; of training's where those are few."""
-        makes = self.model.makes
-        data = self.val_data
-        samples = list(data.others) if makes is None else [*data, *self.train_data][: max(count, len(data))]
-        step = max(1, len(samples) // count)
-        found = []
-        for sample in samples[::step][:count]:
-            spec = makes or self.model.input
-            pixels = np.asarray(resize(read_image(sample.image, spec, sample.id), spec))
-            found.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
-        return found
+        """Real images of the validation split, filled up from training's where those are few."""
+        if self.model.makes is None:
+            return real_images(self.val_data.others, self.model.input, count)
+        few = [] if len(self.val_data) >= count else self.train_data.samples[: count - len(self.val_data)]
+        return real_images([*self.val_data, *few], self.model.makes, count)
 
     # -- what is looked at -------------------------------------------------------------------------------------
 
@@ -442,6 +440,7 @@ class GenerativeRun(_Run):
             ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
             ("architecture", self.model.architecture.name),
             ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
+            (f"{self.metric_name} before", self.said(s["before"])),
             ("loss", ", ".join([s["loss"], *(f"{k} x {v:g}" for k, v in o.loss_weights.items())])),
             ("epochs, batch", f"{s['epochs']}, {s['batch_size']}"),
             ("averaged generator", f"decay {s['ema']:g}" if s["ema"] else "no"),

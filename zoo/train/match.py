@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ZooError
+from .adversarial import ImagePool
 from .engine import Average, Record, write_metrics
 from .players import Batch, Players, Rules
 
@@ -76,7 +77,7 @@ class Match(L.LightningModule):  # type: ignore[misc]
             own = dict(settings[player])
             own["lr"] = float(own["lr"]) * factor
             parameters = itertools.chain.from_iterable(p.parameters() for p in self.network.parts(player))
-            found.append(torch.optim.Adam([p for p in parameters], **own))
+            found.append(torch.optim.Adam(list(parameters), **own))
         self._rates = [float(o.param_groups[0]["lr"]) for o in found]
         return found
 
@@ -94,6 +95,18 @@ class Match(L.LightningModule):  # type: ignore[misc]
         if kind == "linear":
             return min(1.0, max(0.0, 2 * (1 - done)))
         return min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * float(np.cos(np.pi * done)))
+
+    # -- what a resumed run needs beside the weights -------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["pools"] = {name: pool.images for name, pool in self._pools()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, pool in self._pools():
+            pool.images = checkpoint["pools"][name]
+
+    def _pools(self) -> list[tuple[str, ImagePool]]:
+        return [(name, part) for name, part in self.network.named_modules() if isinstance(part, ImagePool)]
 
     # -- training ----------------------------------------------------------------------------------------------
 

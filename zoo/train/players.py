@@ -74,6 +74,8 @@ class Players(nn.Module):
     """Usual decay of the averaged generator, 0: none."""
     needs: tuple[str, ...] = ()
     """What a run must provide: ``perceptual`` (a loss network), ``style`` (an image)."""
+    unpaired: bool = False
+    """Of translation: whether it learns from two sets of images without pairs."""
     patch: int = 0
     """Usual side of the squares that training images are cut into, in pixels of the input; 0: the input's own size."""
     decode: Mapping[str, Any] = {}

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data import Sample
+from ..inputs import ImageInput, read_image, resize
 from ..parity import FAIL, INCONCLUSIVE, PASS, Finding
 from ..tasks.distances import diversity, fid, kid, paired_kid, precision_recall
 from .extractor import Extractor
 
-__all__ = ["collapsed", "figures", "quality"]
+__all__ = ["collapsed", "figures", "quality", "real_images"]
 
 COLLAPSED = 0.5
 """Below this share of the real images' diversity a generator has given up part of what it should make."""
@@ -90,3 +92,14 @@ def quality(
         f"about {round(more)} more images would settle it" if 0 < more < 1e6 else "more images would have to show less"
     )
     return Finding(gate="quality", verdict=INCONCLUSIVE, message=f"{said}: {cure}", figures=found)
+
+
+def real_images(samples: Sequence[Sample], spec: ImageInput, count: int) -> list[np.ndarray]:
+    """(H, W, C) uint8: ``count`` evenly spaced images, brought to what a network makes. Raises ImageError."""
+    found = []
+    step = len(samples) / max(1, min(count, len(samples)))
+    for at in range(min(count, len(samples))):
+        sample = samples[int(at * step)]
+        pixels = np.asarray(resize(read_image(sample.image, spec, sample.id), spec))
+        found.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
+    return found

@@ -91,8 +91,10 @@ def match_picture(rows: Sequence[Mapping[str, Any]], players: Sequence[str], met
                 axis.legend(frameon=False)
         axis.set_ylabel(what)
     gradients.set_yscale("log")
-    metric.plot(x, [row["val_metric"] for row in rows], color="tab:green", marker=marker)
-    metric.set_ylabel(f"{metric_name} (validation)")
+    decibels = metric_name.startswith("PSNR")  # which is kept in hundredths
+    values = [row["val_metric"] * (100 if decibels else 1) for row in rows]
+    metric.plot(x, values, color="tab:green", marker=marker)
+    metric.set_ylabel(f"{metric_name} (validation)" + (", dB" if decibels else ""))
     for axis in (losses, gradients, apart, metric):
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)

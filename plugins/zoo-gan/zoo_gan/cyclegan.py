@@ -85,6 +85,7 @@ class CycleGAN(Players):
         "discriminators": {"lr": 2e-4, "betas": (0.5, 0.999)},
     }
     schedule = "linear"
+    unpaired = True
 
     def __init__(self, in_channels: int, width: int, blocks: int, judge_width: int, layers: int, pool: int) -> None:
         super().__init__()

@@ -6,9 +6,6 @@ from collections.abc import Iterable
 
 from zoo import Architecture, ImageInput, Spec, hookimpl
 
-
-
-
 LATENTS = ImageInput.latent(100)
 # how the images that it learns from are brought to what it makes; they stay shares of white
 IMAGES = ImageInput(
