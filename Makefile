@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # the distributions beside the core, each in its own folder
-PARTS  := export plugins/zoo-timm plugins/zoo-classic plugins/zoo-segment plugins/zoo-detect
+PARTS  := export plugins/zoo-timm plugins/zoo-classic plugins/zoo-segment plugins/zoo-detect plugins/zoo-gan
 READY  := $(VENV)/.ready
 # two processes, a test file to each: the fixtures of a file are made once
 PYTEST_ARGS ?= -n 2 --dist loadfile
