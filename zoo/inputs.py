@@ -126,7 +126,9 @@ def crop_resize(
     if spec.resize == "crop" and size == (box[2] - box[0], box[3] - box[1]):
         left, top, right, bottom = (int(side) for side in box)
         # cut, not resampled: that would lose the colours under what is transparent
-        return image[top:bottom, left:right] if isinstance(image, np.ndarray) else image.crop((left, top, right, bottom))
+        return (
+            image[top:bottom, left:right] if isinstance(image, np.ndarray) else image.crop((left, top, right, bottom))
+        )
     if not isinstance(image, np.ndarray):
         return _scale(image, size, box, spec)
     out = np.empty((size[1], size[0], image.shape[2]), image.dtype)

@@ -24,7 +24,7 @@ from zoo.files import dump_json, new_folder, sha256_file
 from zoo.inputs import Source, preprocess, read_image
 from zoo.machine import machine, versions
 from zoo.parity import FAIL, INCONCLUSIVE, Candidate, Reference, Samples
-from zoo.parity.evidence import Batch, batch_size, natural_images, observe, prepared_batches, stand_in
+from zoo.parity.evidence import Batch, batch_size, made_images, observe, prepared_batches, stand_in
 from zoo.parity.golden import make_golden, selftest
 from zoo.parity.reference import StoredReference, save_reference
 from zoo.parity.report import ArtifactReport, Flip, Report, find_flips
@@ -382,7 +382,7 @@ def _made_count(spec: ImageInput) -> int:
 def _made_images(spec: ImageInput, count: int, seed: int) -> Iterable[np.ndarray]:
     # somewhat larger than the input, so that resizing and cropping are part of what is judged
     height, width = round(spec.height * 1.3) + 1, round(spec.width * 1.15) + 2
-    return natural_images(count, height, width, spec.source_channels, seed)
+    return made_images(spec, count, height, width, seed)
 
 
 def _data(request: Request, model: Model, show: Progress, note: Callable[[str], None]) -> tuple[Dataset, Dataset]:

@@ -39,7 +39,7 @@ def command(
     from ..bundle import open_bundle
     from ..errors import ZooError
     from ..machine import clocks, machine
-    from ..parity.evidence import natural_images
+    from ..parity.evidence import made_images
     from ..parity.gates import interleave, percentiles
     from ..runtime.predictor import open_artifact
 
@@ -59,7 +59,7 @@ def command(
     rows: list[dict[str, Any]] = []
     now: dict[str, Any] = {}
     if timed:
-        pixels = natural_images(batch, 2 * spec.height, 2 * spec.width, spec.source_channels)
+        pixels = made_images(spec, batch, 2 * spec.height, 2 * spec.width)
         tensor, _ = next(iter(timed.values())).prepare(pixels)
         calls = {f"{name}|network": (lambda _x, p=p: p.session.run(tensor)) for name, p in timed.items()}
         calls |= {f"{name}|image to result": (lambda _x, p=p: p(pixels, batch=batch)) for name, p in timed.items()}

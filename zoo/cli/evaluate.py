@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,12 @@ from ..bundle import MANIFEST
 from ..data import division
 from ..errors import DataError
 from ..lookup import find_task
-from ..specs import resolve
+from ..specs import ImageInput, resolve
 from ..tasks import told
-from .common import complete_architecture, emit_json, json_option, note, progress, table
+from .common import build_option, complete_architecture, emit_json, json_option, note, parse_options, progress, table
 
 if TYPE_CHECKING:
     from ..data import Dataset
-    from ..specs import ImageInput
 
 
 @click.command()
@@ -43,6 +43,14 @@ if TYPE_CHECKING:
 @click.option(
     "--weights", default="pretrained", show_default=True, metavar="pretrained|none|TAG|FILE", help="Of an architecture."
 )
+@build_option
+@click.option(
+    "--features",
+    default="random",
+    show_default=True,
+    metavar="NAME[:FILE]",
+    help="Of generators: classifier whose features tell made images from real ones.",
+)
 @click.option("--artifact", metavar="NAME", help="Of a bundle: fp32, int8, …  [default: the manifest's choice]")
 @click.option("--device", default="cpu", show_default=True, help="Of a checkpoint: cpu, cuda, …")
 @json_option
@@ -54,6 +62,8 @@ def command(
     val_share: float | None,
     split_seed: int | None,
     weights: str,
+    build: tuple[str, ...],
+    features: str,
     artifact: str | None,
     device: str,
     as_json: bool,
@@ -67,6 +77,8 @@ def command(
       zoo evaluate runs/mobilenetv2_100 --data photos/
       zoo evaluate photos.zoo --data photos/ --artifact int8 --json
       zoo evaluate mobilenet --data imagenet-val/ --split all
+      zoo evaluate carn-m --weights carn_m.pth --option scale=2 --data set5/ --split all
+      zoo evaluate faces.zoo --data faces/ --features mobilenetv2_100
     """
     path = Path(source)
     runner: Any
@@ -77,16 +89,23 @@ def command(
         runner = open_predictor(source, artifact=artifact)
         what = f"{runner.bundle.name} {runner.artifact.name}, {runner.session.device}"
         provenance, task = runner.bundle.manifest.get("provenance", {}), runner.bundle.task
-        measure = _run_bundle
+        measure = partial(_run_bundle, features=features)
     else:
         if artifact is not None:
             raise click.UsageError(f"{source} is no bundle: leave out --artifact")
-        runner = resolve("zoo.train.models:open_model", "evaluating a checkpoint")(source, weights=weights)
+        runner = resolve("zoo.train.models:open_model", "evaluating a checkpoint")(
+            source, weights=weights, options=parse_options(build)
+        )
         what = f"{runner.architecture.name} ({runner.weights} weights), float32 on {device}"
         provenance, task = runner.provenance, runner.task.name
         evaluate = resolve("zoo.train.evaluate:evaluate", "evaluating a checkpoint")
 
         def _run_network(runner: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
+            if _as_a_set(task, dataset):
+                found: dict[str, Any] = resolve(
+                    "zoo.train.evaluate:evaluate_set", "telling made images from real ones"
+                )(runner, dataset, device=device, features=features)
+                return found
             figures: dict[str, Any] = evaluate(runner, dataset, device=device, progress=advance).figures
             return figures
 
@@ -144,8 +163,26 @@ def _open(data: str, task: str, input: ImageInput, split: str, format: str, val_
     return dataset
 
 
-def _run_bundle(model: Any, dataset: Dataset, advance: Callable[[int], None]) -> dict[str, Any]:
+def _as_a_set(task: str, data: Dataset) -> bool:
+    """Whether there is no right answer to each input, only real images to compare with."""
+    return task == "generate" or bool(data.others)
+
+
+def _run_bundle(
+    model: Any, dataset: Dataset, advance: Callable[[int], None], features: str = "random"
+) -> dict[str, Any]:
     from ..parity.evidence import prepared_batches
+
+    if _as_a_set(model.bundle.task, dataset):
+        judge = resolve("zoo.train.quality:judge_set", "telling made images from real ones")
+        channels, height, width = model.bundle.manifest["outputs"][0]["shape"][1:]
+        makes = model.input
+        if makes.color == "latent":
+            makes = ImageInput(height=height, width=width).with_channels(channels)
+        judged = model.task.samples(dataset, model.input, model.labels, 1000)
+        found: dict[str, Any] = judge(model.run, judged, model.input, model.task, makes, features, model.labels)
+        return found
+    dataset = model.task.samples(dataset, model.input, model.labels)
 
     dataset = model.task.samples(dataset, model.input, model.labels)
     meter, done = model.task.meter(model.labels), 0

@@ -20,6 +20,7 @@ __all__ = [
     "Observed",
     "batch_size",
     "is_own",
+    "made_images",
     "natural_images",
     "observe",
     "prepared_batches",
@@ -166,3 +167,26 @@ def natural_images(count: int, height: int, width: int, channels: int = 3, seed:
         level, contrast = rng.uniform(90, 165), rng.uniform(30, 70)
         images.append(np.clip(level + contrast * stack, 0, 255).round().astype(np.uint8))
     return images
+
+
+def made_images(spec: ImageInput, count: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
+    """``count`` made inputs for ``spec``: images of natural statistics, ``height`` x ``width``; with holes (alpha 0, black)
+    where the fourth channel is alpha; latents, 1 x 1 x channels, where there are no images."""
+    if spec.color == "latent":
+        draws = (np.random.default_rng((seed, at)) for at in range(count))
+        return [rng.standard_normal((1, 1, spec.channels), np.float32) for rng in draws]
+    images = natural_images(count, height, width, spec.source_channels, seed)
+    if spec.color != "RGBA":
+        return images
+    rng = np.random.default_rng(seed)
+    return [_with_hole(image, rng) for image in images]
+
+
+def _with_hole(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) to (H, W, 4): a rectangle of a tenth to a third of the image is not known."""
+    height, width = image.shape[:2]
+    tall, wide = (max(1, int(side * rng.uniform(0.32, 0.58))) for side in (height, width))
+    top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    known = np.full((height, width, 1), 255, np.uint8)
+    known[top : top + tall, left : left + wide] = 0
+    return np.concatenate((np.where(known > 0, image, 0), known), axis=2).astype(np.uint8)

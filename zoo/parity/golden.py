@@ -19,14 +19,14 @@ from PIL import Image
 from ..bundle import ArtifactEntry, Bundle, open_bundle
 from ..errors import BundleError, ImageError, ZooError
 from ..files import write_bytes
-from ..inputs import Frame, Source, prepare, read_image
+from ..inputs import Frame, Source, crop_resize, frame, prepare, read_image, size_of
 from ..lookup import find_task, runtimes_for
 from ..runtime.choosing import why_not
 from ..runtime.predictor import open_artifact, open_half
 from ..runtime.session import Session
 from ..specs import ImageInput
 from ..tasks import Aligned, TaskHalf
-from .evidence import is_own, natural_images
+from .evidence import is_own, made_images
 from .gates import compare
 
 __all__ = ["STAGES", "Stage", "golden_arrays", "make_golden", "replay_network", "selftest"]
@@ -117,21 +117,31 @@ def _portable(image: Source, spec: ImageInput) -> tuple[bytes, str]:
         ):
             return path.read_bytes(), path.suffix.lower()
     decoded = read_image(image, spec)
+    if spec.resize == "crop":  # the pixels are seen as they are: what is needed of them is cut out
+        where = frame(*size_of(decoded), spec)
+        decoded = crop_resize(
+            decoded, (where.place[2] - where.place[0], where.place[3] - where.place[1]), where.box, spec
+        )
     if isinstance(decoded, np.ndarray):
         return _npy(decoded)
-    decoded.thumbnail((4 * spec.width, 4 * spec.height))
+    if spec.resize != "crop":
+        decoded.thumbnail((4 * spec.width, 4 * spec.height))
     return _png(decoded), ".png"
 
 
 def _made(spec: ImageInput) -> Iterator[tuple[str, bytes, str]]:
     h, w = spec.height, spec.width
+    if spec.color == "latent":
+        for at, latent in enumerate(made_images(spec, 3, h, w, seed=9)):
+            yield f"made: latent {at}", *_npy(latent)
+        return
     shapes = {
         "made: shrinks": (2 * h + 7, 3 * w - 5),
         "made: grows": (h // 2 + 3, w // 3 + 5),
         "made: on its side": (h + 31, 2 * w + 1),
     }
     for seed, (name, (height, width)) in enumerate(shapes.items()):
-        pixels = natural_images(1, height, width, spec.source_channels, seed)[0]
+        pixels = made_images(spec, 1, height, width, seed)[0]
         if spec.color == "bands" or spec.pixel != "uint8":
             yield name, *_npy(pixels if spec.pixel == "uint8" else pixels.astype(np.uint16) * 257)
             continue

@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
-from ..errors import BundleError, ZooError
-from ..inputs import Frame, ImageInput, Source, prepare_batch
+from ..errors import BundleError, ImageError, ZooError
+from ..inputs import Frame, ImageInput, Source, prepare_batch, read_image
 from ..lookup import find_task
+from ..results import ImageResult
 from ..tasks import TaskHalf
+from ..tasks.pictures import PictureTask
 from .choosing import Choice, choose
 from .session import Session
 
@@ -48,17 +51,55 @@ class Predictor:
             )
         self._decoded = task.decodes(session.output_names)
 
-    def __call__(self, images: Source | Sequence[Source], *, batch: int = 16) -> Any:
+    def __call__(self, images: Source | Sequence[Source], *, batch: int = 16, mask: Source | None = None) -> Any:
         """One result for one image; for a list, a list of results in its order, run in batches of ``batch``.
 
-        Images: paths, encoded bytes, Pillow images, (H, W[, C]) uint8 RGB arrays. Raises ImageError.
+        Images: paths, encoded bytes, Pillow images, (H, W[, C]) uint8 RGB arrays. Networks that take images as they are
+        give a result of the image's own size. ``mask``: of an image with a hole, an image of the same size that is
+        white there; without it the hole is where the image is transparent. Raises ImageError.
         """
+        if mask is not None or (self.as_it_is and not isinstance(images, (list, tuple))):
+            return self._made(images, mask)  # type: ignore[arg-type]
         if isinstance(images, (list, tuple)):
+            if self.as_it_is:
+                return [self._made(image, None) for image in images]
             results: list[Any] = []
             for start in range(0, len(images), batch):
                 results += self._predict(images[start : start + batch])
             return results
         return self._predict((images,))[0]  # type: ignore[arg-type]
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether the network takes images of any size at their own pixels, and makes images of them."""
+        return isinstance(self.task, PictureTask) and self.input.resize == "crop" and self.input.color != "latent"
+
+    def _made(self, image: Source, mask: Source | None, **how: Any) -> ImageResult:
+        from .whole import made_of
+
+        assert isinstance(self.task, PictureTask)
+        holes = bool(self.task.settings.get("holes"))
+        if mask is not None and not holes:
+            raise ImageError(f"{self.bundle.name} fills no holes: leave out the mask")
+        if holes:
+            image = _holed(image, mask, self.input)
+        sides = tuple(self.session.input_shape[2:])
+        fixed = None if None in sides else sides
+        run = partial(self.session.run, outputs=self._decoded)
+        return made_of(run, image, self.input, self.task, **{"fixed": fixed, **how})
+
+    def generate(self, count: int, *, seed: int = 0, label: str = "", batch: int = 64) -> list[ImageResult]:
+        """``count`` images of a generator. Image i depends on (seed, i) alone; ``label``: the class, of one that is told
+        classes, which take turns otherwise. Raises BundleError where the bundle generates nothing, UnknownName."""
+        from ..tasks.generate import latents
+
+        if self.input.color != "latent":
+            raise BundleError(f"{self.bundle.name} makes no images of random numbers (its task is {self.bundle.task})")
+        drawn = latents(self.input, self.labels, count, seed, label)
+        results: list[ImageResult] = []
+        for start in range(0, count, batch):
+            results += self._predict(drawn[start : start + batch])
+        return results
 
     def tiled(self, image: Source, *, tile: int | None = None, overlap: int | None = None) -> Any:
         """One result for one image of any size, cut into overlapping tiles that the network sees at their own pixels.
@@ -67,6 +108,14 @@ class Predictor:
         size (``zoo export --dynamic-size``). ``overlap``: by default 64, or a quarter of a smaller tile.
         Raises ImageError, BundleError.
         """
+        if self.as_it_is:
+            height, width = self.session.input_shape[2:]
+            if tile is not None and (height, width) not in ((None, None), (tile, tile)):
+                raise BundleError(
+                    f"{self.bundle.name} takes tiles of {width}x{height} pixels: leave out the tile's size, or export with --dynamic-size"
+                )
+            side = {"fixed": (tile, tile)} if tile is not None else {}
+            return self._made(image, None, limit=0, overlap=overlap, **side)
         from .tiles import predict_tiled
 
         return predict_tiled(self, image, tile=tile, overlap=overlap)
@@ -93,6 +142,27 @@ class Predictor:
 
     def __repr__(self) -> str:
         return f"Predictor({self.bundle.name!r}, {self.artifact.name}, {self.session.device})"
+
+
+def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
+    """An image whose alpha is 0 where nothing is known. Raises ImageError where there is no hole, or another size."""
+    pixels = read_image(image, spec)
+    assert isinstance(pixels, Image.Image)
+    if mask is not None:
+        grey = ImageInput(height=1, width=1, channels=1, color="L", resize="crop", mean=(0.0,), std=(1.0,))
+        hole = read_image(mask, grey)
+        assert isinstance(hole, Image.Image)
+        if hole.size != pixels.size:
+            raise ImageError(
+                f"the mask has {hole.width}x{hole.height} pixels, the image {pixels.width}x{pixels.height}: give one of the same size"
+            )
+        pixels = pixels.copy()
+        pixels.putalpha(hole.point(lambda value: 0 if value > 127 else 255))
+    if pixels.getchannel("A").getextrema()[0] > 127:
+        raise ImageError(
+            "the image has no hole: give a mask (white is the hole), or an image that is transparent there"
+        )
+    return pixels
 
 
 def open_predictor(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..inputs import preprocess_batch
-from ..parity.evidence import natural_images
+from ..parity.evidence import made_images
 from ..specs import ImageInput
 
 __all__ = ["carries_signal", "give_signal", "probe"]
@@ -24,7 +24,7 @@ DEAD = 1e-3
 
 def probe(spec: ImageInput, count: int = 16, seed: int = 0) -> torch.Tensor:
     """(count, C, H, W) float32: seeded images of natural statistics, preprocessed as ``spec`` says."""
-    images = natural_images(count, spec.height + 9, spec.width + 5, spec.source_channels, seed)
+    images = made_images(spec, count, spec.height + 9, spec.width + 5, seed)
     return torch.from_numpy(preprocess_batch(images, spec))
 
 

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from ..data import Dataset
-from ..parity.evidence import Batch, batch_size, observe, prepared_batches
+from ..errors import DataError
+from ..parity.evidence import Batch, Kept, batch_size, observe, prepared_batches
+from ..runtime.whole import made_of
 from ..tasks import Meter, TaskHalf, measure
+from ..tasks.pictures import PictureTask
 from .models import Model, deployable, half_of
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "evaluate_set"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +33,30 @@ class Evaluation:
     @property
     def figures(self) -> dict[str, Any]:
         return self.meter.compute()
+
+
+@torch.no_grad()
+def evaluate_set(
+    model: Model, data: Dataset, *, count: int = 1000, device: torch.device | str = "cpu", features: str = "random"
+) -> dict[str, Any]:
+    """Figures of a network whose images have no right answer, as a set against real ones (:mod:`zoo.train.quality`).
+
+    ``data``: real images for a generator, two sets for translation without pairs. Raises DataError where there are no
+    real images to compare with.
+    """
+    from .quality import judge_set
+
+    half = half_of(model)
+    judged = half.samples(data.relabelled(model.labels), model.input, model.labels, count)
+    if not judged.others:
+        raise DataError(f"{data.root} holds nothing that what {model.architecture.name} makes could be compared with")
+    module = deployable(model).to(device).float()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        raw = module(torch.from_numpy(batch).to(device))
+        return {name: value.cpu().numpy() for name, value in zip(model.task.outputs, raw, strict=True)}
+
+    return judge_set(run, judged, model.input, half, model.makes or model.input, features, model.labels)
 
 
 @torch.no_grad()
@@ -61,7 +88,15 @@ def evaluate(
         size = batch_size(model.input) if layout == torch.channels_last else 256
         yield from prepared_batches([s.image for s in data], model.input, size, progress)
 
-    results = observe(run, batches(), half, model.labels).results
+    if isinstance(half, PictureTask) and model.input.resize == "crop":
+        # as they are, at their own size: what a user will see
+        found = Kept(half, model.labels)
+        for done, sample in enumerate(data, start=1):
+            found.extend([made_of(run, sample.image, model.input, half, name=sample.id)])
+            progress(done)
+        results: Sequence[Any] = found
+    else:
+        results = observe(run, batches(), half, model.labels).results
     module.to(memory_format=torch.contiguous_format)
     meter = measure(half, model.labels, results, data.targets)
     return Evaluation(half=half, results=results, targets=data.targets, meter=meter)

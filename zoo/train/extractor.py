@@ -94,9 +94,7 @@ class _Random(nn.Module):
         super().__init__()
         draw = torch.Generator().manual_seed(0)
         widths = (3, 32, 64, 64, 128)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d)
             assert layer.bias is not None

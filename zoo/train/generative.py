@@ -28,11 +28,11 @@ from ..parity.evidence import observe, prepared_batches
 from ..reading import viewable
 from ..registry import get_registry
 from ..specs import Architecture, resolve
-from ..tasks import measure, said
+from ..tasks import measure, said, told
 from ..tasks.pictures import PictureTask
 from .data import Loader, batches, shuffled
 from .engine import fit, quiet
-from .evaluate import evaluate
+from .evaluate import evaluate, evaluate_set
 from .finetune import STATE, Summary, _precision, _Run
 from .match import Match, Rounds, Validation
 from .models import find_checkpoint, half_of, load_checkpoint, open_model, save_checkpoint, task_of
@@ -388,12 +388,11 @@ class GenerativeRun(_Run):
             with self._bar("evaluating", len(self.val_data)) as advance:
                 metrics = evaluate(best, self.val_data, device=device, progress=advance).figures
         elif self.metric_name == "KID":
-            from .extractor import open_extractor
-
-            judged = self.task.samples(self.val_data, best.input, best.labels, MADE_AT_LAST)
-            images = [s.image for s in judged][:MADE_AT_LAST]
-            made = [r.pixels for r in self._results(generator, images, device)]
-            metrics = {**figures(made, self._real(MADE_AT_LAST), open_extractor(self.options.features)), "classes": []}
+            real = self.val_data
+            if best.makes is not None:  # few validation images: training's join them
+                missing = max(0, MADE_AT_LAST - len(real))
+                real = replace(real, samples=(*real.samples, *self.train_data.samples[:missing]))
+            metrics = evaluate_set(best, real, count=MADE_AT_LAST, device=device, features=self.options.features)
         else:
             row = min(self.recorder.rows, key=lambda r: r["val_metric"])
             metrics = {"loss": row["val_metric"], "content": row["content"], "style": row["style"], "classes": []}
@@ -450,14 +449,3 @@ class GenerativeRun(_Run):
             ("versions", ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())),
             ("time", f"{self.seconds:.0f} s"),
         ]
-
-
-def told(task: PictureTask, name: str, value: Any) -> str:
-    """A figure as a person reads it."""
-    if name == task.metric_name and isinstance(value, float):
-        return said(task, value)
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, (list, tuple)):
-        return " … ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-    return str(value)

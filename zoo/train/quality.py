@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..data import Sample
+from ..data import Dataset, Sample
 from ..inputs import ImageInput, read_image, resize
 from ..parity import FAIL, INCONCLUSIVE, PASS, Finding
+from ..parity.evidence import observe, prepared_batches
+from ..tasks import TaskHalf
 from ..tasks.distances import diversity, fid, kid, paired_kid, precision_recall
-from .extractor import Extractor
+from .extractor import Extractor, open_extractor
 
-__all__ = ["collapsed", "figures", "quality", "real_images"]
+__all__ = ["collapsed", "figures", "judge_set", "quality", "real_images"]
 
 COLLAPSED = 0.5
 """Below this share of the real images' diversity a generator has given up part of what it should make."""
@@ -103,3 +105,21 @@ def real_images(samples: Sequence[Sample], spec: ImageInput, count: int) -> list
         pixels = np.asarray(resize(read_image(sample.image, spec, sample.id), spec))
         found.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
     return found
+
+
+def judge_set(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    judged: Dataset,
+    spec: ImageInput,
+    half: TaskHalf,
+    makes: ImageInput,
+    features: str | Extractor,
+    labels: Sequence[str] = (),
+) -> dict[str, Any]:
+    """:func:`figures` of what a network makes of the ``judged`` inputs (see :meth:`zoo.tasks.TaskHalf.samples`), against
+    as many of their ``others``, which are real. ``run``: (N, C, H, W) float32 to named outputs."""
+    extractor = open_extractor(features) if isinstance(features, str) else features
+    size = 64 if spec.color == "latent" else 0
+    made = observe(run, prepared_batches([s.image for s in judged], spec, size), half, labels).results
+    real = real_images(judged.others, makes, len(judged))
+    return {**figures([result.pixels for result in made], real, extractor), "classes": []}
