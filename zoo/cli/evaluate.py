@@ -183,9 +183,14 @@ def _run_bundle(
         found: dict[str, Any] = judge(model.run, judged, model.input, model.task, makes, features, model.labels)
         return found
     dataset = model.task.samples(dataset, model.input, model.labels)
-
-    dataset = model.task.samples(dataset, model.input, model.labels)
     meter, done = model.task.meter(model.labels), 0
+    if model.as_it_is:  # whole images, at their own size: what a user will see
+        for sample in dataset:
+            meter.update([model(sample.image)], [sample.target])
+            done += 1
+            advance(done)
+        whole: dict[str, Any] = meter.compute()
+        return whole
     for tensor, frames in prepared_batches([s.image for s in dataset], model.input, progress=advance):
         results = model.task.decode(model.run(tensor), labels=model.labels, frames=frames, judging=True)
         meter.update(results, dataset.targets[done : done + len(results)])

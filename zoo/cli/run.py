@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import io
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from PIL import Image
 
 from ..data.naming import images_in
 from ..errors import DataError, ImageError
@@ -46,7 +48,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
 
 @click.command("run")
 @click.argument("bundle", type=click.Path())
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", nargs=-1)
 @click.option(
     "--artifact", default=None, metavar="NAME", help="Which artefact (fp32, int8); by default the bundle's own choice."
 )
@@ -65,7 +67,20 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     type=click.IntRange(0),
     help="How far tiles overlap, in pixels; alone: tiles of the network's size.",
 )
-@click.option("--out", default=None, type=click.Path(), help="New folder for the images with the answer drawn on them.")
+@click.option(
+    "--mask", default=None, type=click.Path(), help="Of inpainting: an image that is white where the hole is."
+)
+@click.option("--seed", default=None, type=click.IntRange(0), help="Of a generator: what is drawn.  [default: 0]")
+@click.option("--count", default=None, type=click.IntRange(1), help="Of a generator: how many images.  [default: 1]")
+@click.option("--grid", default=None, metavar="CxR", help="Of a generator: one picture of columns x rows.")
+@click.option("--label", default=None, metavar="NAME", help="Of a generator that is told a class: which.")
+@click.option("--compare", is_flag=True, help="Of networks that make images: before and after, side by side.")
+@click.option(
+    "--out",
+    default=None,
+    type=click.Path(),
+    help="New folder for the images with the answer drawn on them, or for the images that were made; for one image also a file.",
+)
 @click.option("--threads", default=None, type=click.IntRange(1), help="CPU threads for one image.")
 @click.option(
     "--json",
@@ -84,6 +99,12 @@ def command(
     confidence: float | None,
     tile: int | None,
     overlap: int | None,
+    mask: str | None,
+    seed: int | None,
+    count: int | None,
+    grid: str | None,
+    label: str | None,
+    compare: bool,
     out: str | None,
     threads: int | None,
     as_json: bool,
@@ -102,21 +123,42 @@ def command(
       zoo run cells.zoo photo.jpg --confidence 0.5 --out drawn/
       zoo run fields.zoo orthophoto.tif --tile 512 --overlap 64 --out drawn/
       zoo run digits.zoo photo.jpg --artifact tensorrt-fp16 --runtime tensorrt
+      zoo run sharper.zoo small.jpg --out big.png
+      zoo run holes.zoo photo.jpg --mask hole.png --out whole.png
+      zoo run faces.zoo --seed 7 --grid 8x8 --out grid.png
     """
-    paths = find_images(images)
     decode = {} if confidence is None else {"confidence": confidence}
+    paths = find_images(images)
     predictor = load(bundle, artifact=artifact, runtime=runtime, threads=threads, decode=decode, progress=note)
     ran = {"runtime": predictor.session.runtime, **({"lost": predictor.choice.lost} if predictor.choice.lost else {})}
     if predictor.artifact.format != "onnx" or predictor.choice.lost:
         note(f"{predictor.artifact.name} runs in {predictor.session.runtime} on {predictor.session.device}")
         for name, reason in predictor.choice.lost.items():
             note(f"  not in {name}: {reason}")
+    drawn = {"--seed": seed, "--count": count, "--grid": grid, "--label": label}
+    if predictor.input.color == "latent":
+        wrong = {"--mask": mask, "--tile": tile, "--overlap": overlap, "--compare": compare or None}
+        _refuse(f"{predictor.bundle.name} makes images of random numbers", wrong)
+        if paths:
+            raise click.UsageError(f"{predictor.bundle.name} makes images of random numbers: leave out {paths[0]}")
+        return _generate(predictor, seed or 0, count, grid, label or "", out, as_json)
+    _refuse(f"{predictor.bundle.name} takes images", drawn)
+    if not paths:
+        raise click.UsageError("give images: files, folders, or quoted globs")
+    makes = hasattr(predictor.task, "compose")
+    if not makes:
+        _refuse(f"{predictor.bundle.name} makes no images", {"--mask": mask, "--compare": compare or None})
+    if mask is not None and len(paths) > 1:
+        raise click.UsageError("--mask is for one image")
+    single = out is not None and makes and len(paths) == 1 and Path(out).suffix.lower() in _PICTURES
     rows: list[list[Any]] = []
     bad = 0
-    with new_folder(Path(out)) if out else nullcontext() as folder:
+    with new_folder(Path(out)) if out and not single else nullcontext() as folder:
         for index, path in enumerate(paths):
             try:
-                if tile is None and overlap is None:
+                if mask is not None:
+                    result = predictor(path, mask=mask)
+                elif tile is None and overlap is None:
                     result = predictor(path)
                 else:
                     result = predictor.tiled(path, tile=tile, overlap=overlap)
@@ -133,13 +175,17 @@ def command(
                 click.echo(json.dumps({"image": str(path), **answer, **ran}, ensure_ascii=False))
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
-            if folder is not None:
-                _draw(folder, path, predictor, result)
-    if rows:
+            if single:
+                _write(Path(out or ""), _made(path, predictor, result, compare))
+            elif folder is not None:
+                _draw(folder, path, predictor, result, compare)
+    if rows and makes:
+        click.echo(table(rows, ["image", "made"]))
+    elif rows:
         others = [""] * (max(map(len, rows)) - 3)
         click.echo(table([r + [""] * (3 + len(others) - len(r)) for r in rows], ["image", "answer", "share", *others]))
     if out:
-        note(f"{len(paths) - bad} picture{'s' if len(paths) - bad != 1 else ''} in {out}")
+        note(f"{len(paths) - bad} picture{'s' if len(paths) - bad != 1 else ''} in {out}" if not single or not bad else "")
     if bad:
         note(f"{bad} of {len(paths)} images could not be read")
     return 2 if bad else 0
@@ -149,11 +195,82 @@ def _cells(half: Any, result: Any, top: int) -> list[str]:
     if hasattr(result, "top"):
         best, *rest = result.top(top)
         return [best[0], f"{100 * best[1]:.1f}%", *(f"{label} {100 * score:.1f}%" for label, score in rest)]
-    return [half.describe(result), ""]
+    return [half.describe(result)] if hasattr(half, "compose") else [half.describe(result), ""]
 
 
-def _draw(folder: Path, path: Path, predictor: Predictor, result: Any) -> None:
-    picture = predictor.task.draw(viewable(read_image(path, predictor.input)), result)
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+GAP = 2
+"""Pixels between the pictures of a grid."""
+
+
+def _refuse(why: str, options: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that means nothing to the network."""
+    given = next((name for name, value in options.items() if value is not None), "")
+    if given:
+        raise click.UsageError(f"{why}: leave out {given}")
+
+
+def _generate(
+    predictor: Predictor, seed: int, count: int | None, grid: str | None, label: str, out: str | None, as_json: bool
+) -> int:
+    """Images out of a seed: a grid in one file, or each in a file of its own."""
+    shape = (1, 1)
+    if grid is not None:
+        match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", grid)
+        if match is None:
+            raise click.UsageError(f"--grid {grid}: give columns x rows, as 8x8")
+        if count is not None:
+            raise click.UsageError("--grid says how many images there are: leave out --count")
+        shape = (int(match[1]), int(match[2]))
+    total = count or shape[0] * shape[1]
+    if out is None:
+        raise click.UsageError("--out FILE (or a new folder) is where the images go")
+    if Path(out).suffix.lower() not in _PICTURES and grid is not None:
+        raise click.UsageError(f"--out {out}: a grid is one picture: give a file, as grid.png")
+    results = predictor.generate(total, seed=seed, label=label)
+    files: list[str] = []
+    if Path(out).suffix.lower() in _PICTURES:
+        if grid is None and total > 1:
+            raise click.UsageError(f"--out {out}: {total} images need a folder, or --grid")
+        wide, high = results[0].width + GAP, results[0].height + GAP
+        sheet = Image.new("RGB", (shape[0] * wide - GAP, shape[1] * high - GAP), "white")
+        for at, result in enumerate(results):
+            sheet.paste(result.image().convert("RGB"), (at % shape[0] * wide, at // shape[0] * high))
+        _write(Path(out), sheet if grid is not None else results[0].image())
+        files = [out] * total
+    else:
+        with new_folder(Path(out)) as folder:
+            for at, result in enumerate(results):
+                _write(folder / f"{seed}-{at:04d}.png", result.image())
+        files = [str(Path(out) / f"{seed}-{at:04d}.png") for at in range(total)]
+    for at, (result, file) in enumerate(zip(results, files, strict=True)):
+        if as_json:
+            click.echo(json.dumps({"seed": seed, "index": at, **result.to_dict(), "file": file}, ensure_ascii=False))
+    if not as_json:
+        click.echo(f"{total} image{'s' if total > 1 else ''} of seed {seed} in {out}")
+    return 0
+
+
+def _made(path: Path, predictor: Predictor, result: Any, compare: bool) -> Image.Image:
+    """The image that was made, or before and after."""
+    if not compare:
+        made: Image.Image = result.image()
+        return made
+    return predictor.task.draw(viewable(read_image(path, predictor.input)), result)
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    """Beside, then renamed, in the format of the name's end. Raises OutputError."""
+    buffer = io.BytesIO()
+    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=95)
+    write_bytes(path, buffer.getvalue())
+
+
+def _draw(folder: Path, path: Path, predictor: Predictor, result: Any, compare: bool = False) -> None:
+    if hasattr(predictor.task, "compose"):
+        picture = _made(path, predictor, result, compare)
+    else:
+        picture = predictor.task.draw(viewable(read_image(path, predictor.input)), result)
     name, count = f"{path.stem}.png", 1
     while (folder / name).exists():  # two folders may each hold a 1.jpg
         count += 1
