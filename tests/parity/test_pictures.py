@@ -80,20 +80,19 @@ def flat(*values: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("precision", "decibels"), [("fp32", 60), ("fp16", 48), ("bf16", 32), ("int8", 28)])
 def test_the_pixels_gate_is_sharp_at_its_bound(precision: str, decibels: float) -> None:
-    """The worst image decides: of one an error is made that lies just within the bound, then just beyond it."""
+    """The worst image decides: one is off by as much as the bound allows, then by one step of one value more."""
     theirs = [np.full((250, 250, 1), 100, np.uint8) for _ in range(3)]
-    allowed = 255**2 / 10 ** (decibels / 10) * 250 * 250  # sum of squared steps
-    step = max(1, int(np.sqrt(allowed / (250 * 250))))
-    count = int(allowed / step**2)
-    for more, verdict in ((0, "pass"), (1, "fail")):
+    count = theirs[0].size
+    allowed = int(255**2 * count / 10 ** (decibels / 10))  # the sum of squared steps
+    step = int(np.sqrt(allowed / count))
+    one_more = (allowed - step**2 * count) // (2 * step + 1)
+    for beyond, verdict in ((0, "pass"), (1, "fail")):
         ours = [t.copy() for t in theirs]
-        ours[1].reshape(-1)[:count] += np.uint8(step)
-        rest = ours[1].reshape(-1)
-        if more:
-            rest[-(3 * step) :] += np.uint8(step)
+        ours[1] += np.uint8(step)
+        ours[1].reshape(-1)[: one_more + beyond] += np.uint8(1)
         (found,) = pixels(*case(ours, theirs, precision=precision))
         assert found.verdict == verdict, found.message
-        assert found.figures["worst_psnr_db"] == pytest.approx(decibels, abs=0.2)
+        assert found.figures["worst_psnr_db"] == pytest.approx(decibels, abs=0.01)
         assert f"{decibels} needed" in found.message and "of 3 images" in found.message
         json.dumps(found.to_dict(), allow_nan=False)
 
@@ -131,7 +130,7 @@ def test_images_of_another_size_fail_and_break_nothing() -> None:
     assert found.verdict == "fail"
     assert "0.png" in found.message and "14x16x3" in found.message and "16x16x3" in found.message
     assert find_flips(candidate, reference, samples, [], ImageInput(height=16, width=16)) == []
-    assert [f.verdict for f in judge(candidate, reference, samples)][0] == "fail"
+    assert next(iter(judge(candidate, reference, samples))).verdict == "fail"
 
 
 def test_where_no_results_are_at_hand_pixels_are_not_told() -> None:

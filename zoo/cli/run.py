@@ -185,7 +185,11 @@ def command(
         others = [""] * (max(map(len, rows)) - 3)
         click.echo(table([r + [""] * (3 + len(others) - len(r)) for r in rows], ["image", "answer", "share", *others]))
     if out:
-        note(f"{len(paths) - bad} picture{'s' if len(paths) - bad != 1 else ''} in {out}" if not single or not bad else "")
+        note(
+            f"{len(paths) - bad} picture{'s' if len(paths) - bad != 1 else ''} in {out}"
+            if not single or not bad
+            else ""
+        )
     if bad:
         note(f"{bad} of {len(paths)} images could not be read")
     return 2 if bad else 0

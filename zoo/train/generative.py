@@ -432,7 +432,7 @@ class GenerativeRun(_Run):
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         s, o, p = self.settled, self.options, self.model.provenance
         weights = " ".join(str(v) for k, v in p.get("weights", {}).items() if k in ("kind", "name"))
-        facts = [(k, told(self.task, k, v)) for k, v in metrics.items() if k != "classes"]
+        facts = [(k, str(told(self.task, k, v))) for k, v in metrics.items() if k != "classes"]
         return [
             *facts,
             ("training images", f"{len(self.train_data)} ({self.train_data.source})"),

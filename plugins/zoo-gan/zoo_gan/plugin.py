@@ -8,9 +8,7 @@ from zoo import Architecture, ImageInput, Spec, hookimpl
 
 LATENTS = ImageInput.latent(100)
 # how the images that it learns from are brought to what it makes; they stay shares of white
-IMAGES = ImageInput(
-    height=32, width=32, channels=3, resize="shortest", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-)
+IMAGES = ImageInput(height=32, width=32, channels=3, resize="shortest", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 S4 = (
     Architecture(
@@ -43,7 +41,6 @@ S4 = (
         macs=18_383_848,
     ),
 )
-
 
 
 PLAIN = ImageInput(height=64, width=64, resize="crop", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -135,16 +132,86 @@ S5 = (SRRESNET, SRGAN, ESRGAN, CARN_M, CARN, SPANDREL)
 
 PICTURE = ImageInput(height=256, width=256, resize="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
 PHOTO = ImageInput(height=256, width=256, resize="crop", mean=(0.5,) * 3, std=(0.5,) * 3)
-HOLES = ImageInput(height=256, width=256, channels=4, color="RGBA", resize="crop", mean=(0.5, 0.5, 0.5, 0.0), std=(0.5, 0.5, 0.5, 1.0))
+HOLES = ImageInput(
+    height=256, width=256, channels=4, color="RGBA", resize="crop", mean=(0.5, 0.5, 0.5, 0.0), std=(0.5, 0.5, 0.5, 1.0)
+)
+
+
 def _r(name, summary, load, task, input, paper, decode, parameters=0, macs=0, aliases=()):
-    return Architecture(name=name, summary=summary, load=load, task=task, input=input, head="", classes=False, license="Apache-2.0",
-        paper="https://arxiv.org/abs/" + paper, decode=decode, parameters=parameters, macs=macs, aliases=aliases)
+    return Architecture(
+        name=name,
+        summary=summary,
+        load=load,
+        task=task,
+        input=input,
+        head="",
+        classes=False,
+        license="Apache-2.0",
+        paper="https://arxiv.org/abs/" + paper,
+        decode=decode,
+        parameters=parameters,
+        macs=macs,
+        aliases=aliases,
+    )
+
+
 S6 = (
-    _r("pix2pix", "pix2pix: a U-Net against a judge of patches, learnt from pairs of images", "zoo_gan.pix2pix:build", "translate", PICTURE, "1611.07004", {"multiple": 256}, parameters=57183236, macs=6048186368),
-    _r("cyclegan", "CycleGAN: two residual generators and two judges, learnt from images without pairs", "zoo_gan.cyclegan:build", "translate", PICTURE, "1703.10593", {"multiple": 4}, parameters=28285832, macs=49551507456),
-    _r("style", "Fast neural style: paints a photo in the manner of one picture", "zoo_gan.style:build", "translate", PHOTO, "1603.08155", {"multiple": 4}, parameters=1679235, macs=10078912512, aliases=("fast-neural-style",)),
-    _r("inpaint-gated", "Inpainting by gated convolutions against SN-PatchGAN (one stage)", "zoo_gan.inpaint:build_gated", "restore", HOLES, "1806.03589", {"holes": True, "multiple": 4}, parameters=10813243, macs=42799202304),
-    _r("inpaint-partial", "Inpainting by a U-Net of partial convolutions", "zoo_gan.inpaint:build_partial", "restore", HOLES, "1804.07723", {"holes": True, "multiple": 32}, parameters=11660931, macs=11573541184),
+    _r(
+        "pix2pix",
+        "pix2pix: a U-Net against a judge of patches, learnt from pairs of images",
+        "zoo_gan.pix2pix:build",
+        "translate",
+        PICTURE,
+        "1611.07004",
+        {"multiple": 256},
+        parameters=57183236,
+        macs=6048186368,
+    ),
+    _r(
+        "cyclegan",
+        "CycleGAN: two residual generators and two judges, learnt from images without pairs",
+        "zoo_gan.cyclegan:build",
+        "translate",
+        PICTURE,
+        "1703.10593",
+        {"multiple": 4},
+        parameters=28285832,
+        macs=49551507456,
+    ),
+    _r(
+        "style",
+        "Fast neural style: paints a photo in the manner of one picture",
+        "zoo_gan.style:build",
+        "translate",
+        PHOTO,
+        "1603.08155",
+        {"multiple": 4},
+        parameters=1679235,
+        macs=10078912512,
+        aliases=("fast-neural-style",),
+    ),
+    _r(
+        "inpaint-gated",
+        "Inpainting by gated convolutions against SN-PatchGAN (one stage)",
+        "zoo_gan.inpaint:build_gated",
+        "restore",
+        HOLES,
+        "1806.03589",
+        {"holes": True, "multiple": 4},
+        parameters=10813243,
+        macs=42799202304,
+    ),
+    _r(
+        "inpaint-partial",
+        "Inpainting by a U-Net of partial convolutions",
+        "zoo_gan.inpaint:build_partial",
+        "restore",
+        HOLES,
+        "1804.07723",
+        {"holes": True, "multiple": 32},
+        parameters=11660931,
+        macs=11573541184,
+    ),
 )
 
 SPECS: tuple[Architecture, ...] = (*S4, *S5, *S6)
