@@ -105,7 +105,8 @@ def test_the_same_every_time_and_another_by_the_seed() -> None:
 def test_area_is_the_mean_and_bicubic_is_pillows() -> None:
     good = scene(60, 90)
     small = np.asarray(Degraded(source=good, recipe="area", scale=3).read())
-    assert np.abs(small - good.reshape(20, 3, 30, 3, 3).mean(axis=(1, 3))).max() <= 0.51
+    off = small - good.reshape(20, 3, 30, 3, 3).mean(axis=(1, 3))
+    assert np.abs(off).max() <= 1 and abs(off.mean()) < 0.05  # Pillow rounds after each of two passes
     bicubic = np.asarray(Degraded(source=good, recipe="bicubic", scale=3).read())
     assert np.array_equal(bicubic, np.asarray(Image.fromarray(good).resize((30, 20), Image.Resampling.BICUBIC)))
     back = np.asarray(Image.fromarray(bicubic).resize((90, 60), Image.Resampling.BICUBIC))

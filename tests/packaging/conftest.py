@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMBERS = (".", "export", "plugins/zoo-timm", "plugins/zoo-classic", "plugins/zoo-segment", "plugins/zoo-detect", "plugins/zoo-gan")
+MEMBERS = (
+    ".",
+    "export",
+    "plugins/zoo-timm",
+    "plugins/zoo-classic",
+    "plugins/zoo-segment",
+    "plugins/zoo-detect",
+    "plugins/zoo-gan",
+)
 EXAMPLE = "examples/plugin-package"
 OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect", "zoo_pebble")
 

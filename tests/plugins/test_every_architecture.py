@@ -16,9 +16,9 @@ def test_each_has_its_class() -> None:
     ours = {
         spec.name
         for plugin in get_registry().plugins
-        if plugin.distribution in ("zoo-classic", "zoo-segment", "zoo-detect")
+        if plugin.distribution in ("zoo-classic", "zoo-segment", "zoo-detect", "zoo-gan")
         for spec in plugin.specs
         if isinstance(spec, Architecture)
     }
-    assert len(ours) >= 18
+    assert len(ours) >= 31
     assert not ours - tested

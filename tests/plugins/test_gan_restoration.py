@@ -15,12 +15,12 @@ from torch import Tensor, nn
 pytest.importorskip("spandrel")
 
 from spandrel import architectures
-from zoo_gan import carn, esrgan, foreign, srresnet
-from zoo_gan.restoring import Restorer
 
 from zoo.errors import CheckpointError, ZooError
 from zoo.specs import ImageInput
 from zoo.train.players import Batch, Rules
+from zoo_gan import carn, esrgan, foreign, srresnet
+from zoo_gan.restoring import Restorer
 
 SMALL: dict[str, Callable[..., Restorer]] = {
     "srresnet": lambda **o: srresnet.build(blocks=1, width=8, **o),
@@ -330,7 +330,7 @@ def _graph(network: nn.Module, channels: int = 3) -> Any:
     onnx_export = pytest.importorskip("zoo_export.onnx_export")
     ort = pytest.importorskip("onnxruntime")
     spec = ImageInput(height=24, width=32, resize="crop", mean=(0.0,) * 3, std=(1.0,) * 3).with_channels(channels)
-    model, _ = onnx_export.to_model(network.eval(), spec, ["made"], dynamic_size=True)
+    model, _ = onnx_export.to_model(network.eval(), spec, ["output"], dynamic_size=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 

@@ -15,12 +15,12 @@ pytest.importorskip("onnxruntime")
 import onnx
 import onnxruntime
 from torch import Tensor
-from zoo_gan import cyclegan, inpaint, pix2pix, style
 
 from zoo.errors import ZooError
 from zoo.specs import ImageInput
 from zoo.train.players import Batch, Players, Rules
 from zoo_export.onnx_export import to_model
+from zoo_gan import cyclegan, inpaint, pix2pix, style
 
 SMALL: dict[str, tuple[Callable[..., Players], dict[str, Any], int, bool]] = {
     "pix2pix": (pix2pix.build, {"depth": 5, "width": 4}, 3, False),

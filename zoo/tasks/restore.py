@@ -40,8 +40,7 @@ class Restore(PictureTask):
         return replace(
             data,
             samples=tuple(
-                s if s.target is not None else degraded(s, self.degrade, scale=self.scale, seed=i)
-                for i, s in enumerate(data.samples)
+                s if s.target is not None else degraded(s, self.degrade, scale=self.scale) for s in data.samples
             ),
         )
 

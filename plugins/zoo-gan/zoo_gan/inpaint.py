@@ -52,6 +52,11 @@ class GatedConv(nn.Module):
     def __init__(self, before: int, after: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, 2 * after, kernel, stride, dilation * (kernel // 2), dilation)
+        # a gate begins at a half, so that features begin twice as large: else a deep network begins with nothing to say
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        with torch.no_grad():
+            self.conv.weight[:after].mul_(2.0)
+            self.conv.weight[after:].mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         features, gate = self.conv(x).chunk(2, dim=1)
