@@ -81,8 +81,8 @@ def frame(width: int, height: int, spec: ImageInput) -> Frame:
             ratio = max(scaled_w / width, scaled_h / height)
             scaled_w, scaled_h = max(spec.width, round(width * ratio)), max(spec.height, round(height * ratio))
     left, top = round((scaled_w - spec.width) / 2.0), round((scaled_h - spec.height) / 2.0)
-    x, y = width / scaled_w, height / scaled_h
-    box = (left * x, top * y, min((left + spec.width) * x, width), min((top + spec.height) * y, height))
+    step, rise = width / scaled_w, height / scaled_h
+    box = (left * step, top * rise, min((left + spec.width) * step, width), min((top + spec.height) * rise, height))
     return Frame(width=width, height=height, box=box, place=(0, 0, spec.width, spec.height))
 
 

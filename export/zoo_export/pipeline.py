@@ -693,8 +693,8 @@ class _Maker:
         )
         findings = [*get_registry().verify(candidate, basis.reference, basis.samples), *artifact.findings]
         if basis.extractor is not None:
-            made = [[r.pixels for r in results] for results in (candidate.results, basis.reference.results)]
-            findings.append(quality(*made, basis.real, basis.extractor, candidate.tolerances))
+            ours, theirs = ([r.pixels for r in rs] for rs in (candidate.results, basis.reference.results))
+            findings.append(quality(ours, theirs, basis.real, basis.extractor, candidate.tolerances))
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
             plan=plan,

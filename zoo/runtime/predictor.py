@@ -157,8 +157,8 @@ def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
                 f"the mask has {hole.width}x{hole.height} pixels, the image {pixels.width}x{pixels.height}: give one of the same size"
             )
         pixels = pixels.copy()
-        pixels.putalpha(hole.point(lambda value: 0 if value > 127 else 255))
-    if pixels.getchannel("A").getextrema()[0] > 127:
+        pixels.putalpha(hole.point([255] * 128 + [0] * 128))
+    if np.asarray(pixels.getchannel("A")).min() > 127:
         raise ImageError(
             "the image has no hole: give a mask (white is the hole), or an image that is transparent there"
         )

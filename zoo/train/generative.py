@@ -56,6 +56,7 @@ class GenerativeRun(_Run):
     """The steps of a run in order: prepare, settle (once), then train."""
 
     model: Any
+    half: Any
     task: PictureTask
 
     # -- what is there -----------------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ class GenerativeRun(_Run):
     def _finished(self) -> Summary:
         if not (self.out / "checkpoint").is_dir():
             raise ZooError("the run has no epochs: give --epochs")
-        best = load_checkpoint(self.out / "checkpoint")
+        best: Any = load_checkpoint(self.out / "checkpoint")
         device = self._device()
         generator = best.network.generator.to(device).eval()
         if self.paired:

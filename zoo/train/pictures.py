@@ -118,10 +118,7 @@ class Pictures:
         index = at % len(self.data)
         if self.task == "generate":
             return self._real(index, rng)
-        if self.task == "restore":
-            low, high = self._patches(index, rng)
-        else:
-            low, high = self._views(index, rng)
+        low, high = (self._patches if self.task == "restore" else self._views)(index, rng)
         quarters, mirror = int(rng.integers(4)) if self.turn else 0, self.flip and bool(rng.random() < 0.5)
         low = _turned(low, quarters, mirror)
         found = {"input": normalise(low, self.spec, np.empty((self.spec.channels, *low.shape[:2]), np.float32))}
@@ -137,13 +134,13 @@ class Pictures:
     def _real(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         assert self.makes is not None
         sample = self.data[index]
-        pixels = self._keep(index, lambda: _hwc(resize(read_image(sample.image, self.makes, sample.id), self.makes)))  # type: ignore[arg-type]
+        pixels = self._keep(index, lambda: _hwc(resize(read_image(sample.image, self.makes, sample.id), self.makes)))
         found = {"target": _shares(_turned(pixels, 0, self.flip and bool(rng.random() < 0.5)))}
         if self.data.labels:
             found["labels"] = np.asarray(sample.target, np.int64)
         return found
 
-    def _patches(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _patches(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         """The damaged patch and the good one, ``scale`` times as large."""
         sample, s = self.data[index], self.scale
         height, width = self.size
@@ -158,7 +155,7 @@ class Pictures:
                 _cut(low, top, left, height, width),
                 _cut(high, top * s, left * s, height * s, width * s),
             )
-        good = self._keep(index, lambda: Picture(source=sample.image).read(colours))  # type: ignore[arg-type]
+        good = self._keep(index, lambda: Picture(source=sample.image).read(colours))
         assert self._degradation is not None
         margin = 0 if self._degradation.holes else MARGIN
         high_size = ((height + 2 * margin) * s, (width + 2 * margin) * s)
@@ -221,7 +218,7 @@ def _flat(pixels: np.ndarray) -> np.ndarray:
 
 def _shares(pixels: np.ndarray) -> np.ndarray:
     """(H, W, C) pixels to (C, H, W) float32 shares of white."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(PEAKS["uint8"])
+    return np.asarray(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(PEAKS["uint8"]))
 
 
 def _turned(pixels: np.ndarray, quarters: int, mirror: bool) -> np.ndarray:
