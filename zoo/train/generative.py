@@ -88,6 +88,8 @@ class GenerativeRun(_Run):
                 f"architecture '{self.model.architecture.name}': a network of task {kind} is trained as zoo.train.players.Players, "
                 f"this is a {type(self.model.network).__name__}"
             )
+        if o.degrade and kind != "restore":
+            raise ZooError(f"--degrade is for task restore, not for {kind}")
         if o.degrade:
             self.model.decode = {**self.model.decode, "degrade": str(Degradation.parse(o.degrade))}
         self.train_data = self._audited(splits.train.relabelled(self.model.labels))
@@ -136,8 +138,6 @@ class GenerativeRun(_Run):
         ):  # fmt: skip
             if given:
                 raise ZooError(f"{flag} is not for task {kind}")
-        if o.degrade and kind != "restore":
-            raise ZooError(f"--degrade is for task restore, not for {kind}")
         if kind == "translate" and not self.paired and not self.train_data.others and "style" not in network.needs:
             raise DataError(
                 f"{self.train_data.root} holds images of one kind, and {name} turns one kind into another: "

@@ -1,0 +1,97 @@
+"""Images of any size: whole and in tiles give the same, and no seam is to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from zoo.errors import BundleError, ZooError
+from zoo.runtime.whole import whole
+
+RNG = np.random.default_rng(0)
+
+
+def blur(scale: int, reach: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A network without weights: the mean over (2 reach + 1)^2 pixels, zeros beyond the border, each pixel repeated."""
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        padded = np.pad(batch, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
+        h, w = batch.shape[2:]
+        size = 2 * reach + 1
+        total = sum(padded[:, :, i : i + h, j : j + w] for i in range(size) for j in range(size)) / size**2
+        return {"output": np.asarray(total, np.float32).repeat(scale, axis=2).repeat(scale, axis=3)}
+
+    return run
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(70, 90), (64, 64), (33, 129), (65, 200)])
+def test_tiles_equal_the_whole(scale: int, shape: tuple[int, int]) -> None:
+    """The network reaches 3 pixels, tiles share 16: exact everywhere, at the image's border too."""
+    image = RNG.standard_normal((3, *shape)).astype(np.float32)
+    at_once = whole(blur(scale, 3), image, scale=scale)
+    # a tile taller than the image is filled by reflection, which a border of zeros is not: compare where neither is seen
+    tiled = whole(blur(scale, 3), image, scale=scale, fixed=(64, 64), overlap=16)
+    assert at_once.shape == tiled.shape == (3, scale * shape[0], scale * shape[1])
+    rim = 3 * scale
+    np.testing.assert_allclose(tiled[:, rim:-rim, rim:-rim], at_once[:, rim:-rim, rim:-rim], atol=2e-6)
+
+
+def test_a_network_that_sees_further_than_tiles_share_leaves_hardly_a_step() -> None:
+    """Three blurs after each other see 12 pixels far, but little there, as networks do; tiles are exact up to 9."""
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        for _ in range(3):
+            batch = blur(1, 4)(batch)["output"]
+        return {"output": batch}
+
+    ramp = np.broadcast_to(np.linspace(0, 1, 200, dtype=np.float32), (1, 200, 200)).copy()
+    steps = {o: np.abs(np.diff(whole(run, ramp, fixed=(64, 64), overlap=o)[0, 100]))[20:-20] for o in (0, 24)}
+    assert steps[24].max() < 1.5 * np.median(steps[24]), "a seam is a jump between neighbours"
+    assert steps[0].max() > 4 * np.median(steps[0]), "without an overlap there is one"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (7, 3)])
+@pytest.mark.parametrize("fixed", [None, (32, 32)])
+def test_smaller_than_anything(shape: tuple[int, int], fixed: tuple[int, int] | None) -> None:
+    image = np.full((3, *shape), 0.5, np.float32)
+    made = whole(lambda batch: {"output": batch}, image, multiple=8, fixed=fixed)
+    np.testing.assert_allclose(made, image, atol=1e-6)
+
+
+def test_sides_are_filled_up_to_the_multiple_and_cut_again() -> None:
+    seen = []
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(batch.shape)
+        return {"output": batch}
+
+    image = RNG.standard_normal((3, 13, 21)).astype(np.float32)
+    np.testing.assert_array_equal(whole(run, image, multiple=8), image)
+    assert seen == [(1, 3, 16, 24)]
+
+
+def test_beyond_the_limit_an_open_graph_is_given_tiles() -> None:
+    shapes = set()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        shapes.add(batch.shape[2:])
+        return {"output": batch}
+
+    image = RNG.standard_normal((1, 600, 700)).astype(np.float32)
+    np.testing.assert_allclose(whole(run, image, limit=1000, multiple=4), image, atol=1e-6)
+    assert shapes == {(512, 512)}
+
+
+def test_faults_are_one_line() -> None:
+    image = np.zeros((1, 100, 100), np.float32)
+    with pytest.raises(ZooError, match="overlap 60: tiles of 64x64 pixels overlap by"):
+        whole(lambda batch: {"output": batch}, image, fixed=(64, 64), overlap=60)
+
+    def broken(batch: np.ndarray) -> dict[str, np.ndarray]:
+        raise RuntimeError("shape mismatch\nsecond line")
+
+    with pytest.raises(BundleError, match=r"does not run on 100x100 pixels: shape mismatch$"):
+        whole(broken, image)
