@@ -89,3 +89,14 @@ def test_every_example_is_listed_and_numbered_in_turn() -> None:
     assert [s[:2] for s in scripts] == [f"{i + 1:02d}" for i in range(len(scripts))]
     readme = (FOLDER / "README.md").read_text()
     assert all(s in readme for s in scripts)
+
+
+def test_enlarge_photos(tmp_path: Path) -> None:
+    from zoo.parity.evidence import natural_images
+
+    (tmp_path / "photos").mkdir()
+    for at, pixels in enumerate(natural_images(10, 72, 80, 3, seed=3)):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{at}.png")
+    assert "0.png: 160 x 144 pixels" in run("08", tmp_path / "photos", tmp_path / "out")
+    with Image.open(tmp_path / "out" / "big.png") as big:
+        assert big.size == (160, 144)
