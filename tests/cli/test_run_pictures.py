@@ -1,0 +1,122 @@
+"""`zoo run` on bundles that make images, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.errors import BundleError, ImageError
+from zoo.parity.evidence import natural_images
+
+pytest.importorskip("zoo_export")
+pytest.importorskip("zoo_gan")
+
+from zoo.runtime import load
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+WAIVED = ("--waive", "latency and random weights are not what is tested", "--overwrite")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bundles")
+
+
+def made(zoo: Run, folder: Path, name: str, *options: object) -> Path:
+    if not (folder / name / "zoo.json").is_file():
+        zoo("export", name, "--weights", "none", *options, *WAIVED, "--out", folder / name)
+    return folder / name
+
+
+def test_the_same_seed_gives_the_same_grid(zoo: Run, bundles: Path, tmp_path: Path) -> None:
+    gan = made(zoo, bundles, "dcgan", "--option", "size=16", "--option", "width=8", "--option", "image_channels=1")
+    for name in ("one", "two"):
+        zoo("run", gan, "--seed", 7, "--grid", "4x3", "--out", tmp_path / f"{name}.png")
+    zoo("run", gan, "--seed", 8, "--grid", "4x3", "--out", tmp_path / "other.png")
+    one, two, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != other
+    with Image.open(tmp_path / "one.png") as grid:
+        assert grid.size == (4 * 18 - 2, 3 * 18 - 2)
+    lines = zoo("run", gan, "--count", 3, "--out", tmp_path / "many", "--json").stdout.splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2]
+    assert len(list((tmp_path / "many").iterdir())) == 3
+    first = zoo_runtime_image(gan, 1, 0)
+    with Image.open(tmp_path / "many" / "0-0000.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), first)
+
+
+def zoo_runtime_image(bundle: Path, count: int, seed: int) -> np.ndarray:
+    return np.asarray(load(bundle).generate(count, seed=seed)[0].image())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--grid", "0x3", "--out", "a.png"), "give columns x rows"),
+        (("--grid", "2x2"), "--out FILE"),
+        (("--count", "2", "--out", "a.png"), "need a folder"),
+        (("--mask", "a.png", "--out", "b.png"), "leave out --mask"),
+        (("photo.jpg",), "leave out photo.jpg"),
+        (("--label", "cat", "--out", "a.png"), "cat"),
+    ],
+)
+def test_what_means_nothing_to_a_generator(
+    zoo: Run, bundles: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    gan = made(zoo, bundles, "dcgan", "--option", "size=16", "--option", "width=8", "--option", "image_channels=1")
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    refused = zoo("run", gan, *arguments, check=2, cwd=tmp_path)
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_outside_the_hole_every_pixel_is_the_photos(zoo: Run, bundles: Path, tmp_path: Path, precision: str) -> None:
+    """To the bit, in int8 too, and on a photo whose sides nothing divides."""
+    painter = made(
+        zoo, bundles, "inpaint-partial", "--option", "width=8", "--option", "depth=2", "--size", "32", "--precision", "fp32,int8"
+    )  # fmt: skip
+    pixels = natural_images(1, 61, 83, 3, seed=1)[0]
+    hole = np.zeros((61, 83), np.uint8)
+    hole[20:40, 30:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    zoo(
+        "run",
+        painter,
+        tmp_path / "photo.png",
+        "--mask",
+        tmp_path / "hole.png",
+        "--artifact",
+        precision,
+        "--out",
+        tmp_path / "whole.png",
+    )
+    with Image.open(tmp_path / "whole.png") as image:
+        painted = np.asarray(image)
+    np.testing.assert_array_equal(painted[hole == 0], pixels[hole == 0])
+    assert (painted[hole > 0] != pixels[hole > 0]).mean() > 0.5, "nothing was painted"
+    see_through = np.dstack((pixels, 255 - hole))
+    model = load(painter, artifact=precision)
+    np.testing.assert_array_equal(model(see_through).pixels, painted)
+
+
+def test_holes_that_are_none(zoo: Run, bundles: Path, tmp_path: Path) -> None:
+    painter = made(
+        zoo, bundles, "inpaint-partial", "--option", "width=8", "--option", "depth=2", "--size", "32", "--precision", "fp32,int8"
+    )  # fmt: skip
+    model = load(painter)
+    photo = natural_images(1, 40, 40, 3)[0]
+    with pytest.raises(ImageError, match="the image has no hole: give a mask"):
+        model(photo)
+    with pytest.raises(ImageError, match="the mask has 20x40 pixels, the image 40x40"):
+        model(photo, mask=np.zeros((40, 20), np.uint8))
+    with pytest.raises(BundleError, match="makes no images of random numbers"):
+        model.generate(1)
