@@ -39,6 +39,25 @@ def test_tiles_equal_the_whole(scale: int, shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(tiled[:, rim:-rim, rim:-rim], at_once[:, rim:-rim, rim:-rim], atol=2e-6)
 
 
+@pytest.mark.parametrize("multiple", [4, 8])
+@pytest.mark.parametrize("overlap", [None, 18, 48])
+def test_tiles_begin_where_a_network_that_halves_its_input_begins(multiple: int, overlap: int | None) -> None:
+    """Each cell of ``multiple`` pixels becomes its mean: on another grid that is another image."""
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        n, c, h, w = batch.shape
+        cells = batch.reshape(n, c, h // multiple, multiple, w // multiple, multiple).mean(axis=(3, 5))
+        return {"output": cells.repeat(multiple, axis=2).repeat(multiple, axis=3)}
+
+    image = RNG.random((1, 203, 331), np.float32)
+    at_once = whole(run, image, multiple=multiple)
+    np.testing.assert_allclose(
+        whole(run, image, multiple=multiple, fixed=(64, 64), overlap=overlap), at_once, atol=1e-6
+    )
+    with pytest.raises(ZooError, match=f"tiles of 50x50 pixels: this network takes multiples of {multiple}"):
+        whole(run, image, multiple=multiple, fixed=(50, 50))
+
+
 def test_a_network_that_sees_further_than_tiles_share_leaves_hardly_a_step() -> None:
     """Three blurs after each other see 12 pixels far, but little there, as networks do; tiles are exact up to 9."""
 

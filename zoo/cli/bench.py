@@ -59,7 +59,8 @@ def command(
     rows: list[dict[str, Any]] = []
     now: dict[str, Any] = {}
     if timed:
-        pixels = made_images(spec, batch, 2 * spec.height, 2 * spec.width)
+        larger = 1 if spec.resize == "crop" else 2  # what is not resized is timed at the network's own size
+        pixels = made_images(spec, batch, larger * spec.height, larger * spec.width)
         tensor, _ = next(iter(timed.values())).prepare(pixels)
         calls = {f"{name}|network": (lambda _x, p=p: p.session.run(tensor)) for name, p in timed.items()}
         calls |= {f"{name}|image to result": (lambda _x, p=p: p(pixels, batch=batch)) for name, p in timed.items()}

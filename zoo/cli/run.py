@@ -148,8 +148,8 @@ def command(
     makes = hasattr(predictor.task, "compose")
     if not makes:
         _refuse(f"{predictor.bundle.name} makes no images", {"--mask": mask, "--compare": compare or None})
-    if mask is not None and len(paths) > 1:
-        raise click.UsageError("--mask is for one image")
+    if mask is not None and (len(paths) > 1 or tile is not None or overlap is not None):
+        raise click.UsageError("--mask is for one image, without --tile and --overlap")
     single = out is not None and makes and len(paths) == 1 and Path(out).suffix.lower() in _PICTURES
     rows: list[list[Any]] = []
     bad = 0
@@ -172,6 +172,8 @@ def command(
                 answer = result.to_dict(top) if hasattr(result, "top") else result.to_dict()
                 if hasattr(result, "to_coco"):
                     answer["annotations"] = result.to_coco(index)
+                if single:
+                    answer["file"] = out
                 click.echo(json.dumps({"image": str(path), **answer, **ran}, ensure_ascii=False))
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
@@ -185,11 +187,9 @@ def command(
         others = [""] * (max(map(len, rows)) - 3)
         click.echo(table([r + [""] * (3 + len(others) - len(r)) for r in rows], ["image", "answer", "share", *others]))
     if out:
-        note(
-            f"{len(paths) - bad} picture{'s' if len(paths) - bad != 1 else ''} in {out}"
-            if not single or not bad
-            else ""
-        )
+        written = len(paths) - bad
+        if written or not single:
+            note(f"{written} picture{'s' if written != 1 else ''} in {out}")
     if bad:
         note(f"{bad} of {len(paths)} images could not be read")
     return 2 if bad else 0

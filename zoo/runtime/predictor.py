@@ -162,7 +162,10 @@ def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
         raise ImageError(
             "the image has no hole: give a mask (white is the hole), or an image that is transparent there"
         )
-    return pixels
+    black = np.array(pixels)
+    black[black[:, :, 3] <= 127] = 0  # what lies under a hole is not to be seen
+    black[black[:, :, 3] > 127, 3] = 255
+    return Image.fromarray(black)
 
 
 def open_predictor(

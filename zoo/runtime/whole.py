@@ -43,17 +43,22 @@ def whole(
     reflected at the right and below until ``multiple`` divides its sides. Otherwise it is cut into tiles of ``fixed``
     (height, width) pixels, or of ``TILE``, that share ``overlap`` pixels (64, or a quarter of a smaller tile) and are
     blended there: exact where the network sees no further than 3/8 of the overlap, and without a step anywhere. Held are the result and a strip of one
-    row of tiles. ``progress(done, total)`` counts tiles. Raises ZooError where ``overlap`` is beyond 3/4 of a tile.
+    row of tiles. Tiles begin at multiples of ``multiple``, for which the overlap grows where it must. ``progress(done,
+    total)`` counts tiles. Raises ZooError where ``overlap`` is beyond 3/4 of a tile, or ``multiple`` does not divide one.
     """
     height, width = image.shape[1:]
     if fixed is None and height * width <= limit:
         grown = _grown(image, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
         return np.asarray(_once(run, grown)[:, : height * scale, : width * scale])
     tall, wide = fixed or (-(-TILE // multiple) * multiple,) * 2
-    grown = _grown(image, max(height, tall), max(width, wide))
+    if tall % multiple or wide % multiple:
+        raise ZooError(f"tiles of {wide}x{tall} pixels: this network takes multiples of {multiple}")
+    # a network that halves its input sees the same grid in every tile only where tiles begin at a multiple
+    grown = _grown(image, max(-(-height // multiple) * multiple, tall), max(-(-width // multiple) * multiple, wide))
     overlap = min(64, min(tall, wide) // 4) if overlap is None else overlap
     if not 0 <= overlap <= 3 * min(tall, wide) // 4:
         raise ZooError(f"overlap {overlap}: tiles of {wide}x{tall} pixels overlap by 0..{3 * min(tall, wide) // 4}")
+    overlap = min(tall, wide) - max(multiple, (min(tall, wide) - overlap) // multiple * multiple)
     rows = [(y * scale, (y + tall) * scale) for y in _starts(grown.shape[1], tall, overlap)]
     columns = [(x * scale, (x + wide) * scale) for x in _starts(grown.shape[2], wide, overlap)]
     down, across = _weights(rows), _weights(columns)

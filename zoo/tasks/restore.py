@@ -27,6 +27,8 @@ class Restore(PictureTask):
 
     def __init__(self, *, scale: int = 1, multiple: int = 1, holes: bool = False, degrade: str = "") -> None:
         """``degrade``: how images are damaged of which only the good form is at hand (:mod:`zoo.data.degrading`)."""
+        if holes and scale != 1:
+            raise ValueError(f"an image with holes is filled at its own size: scale is 1, not {scale}")
         self.holes = holes
         self.degrade = degrade or ("holes" if holes else f"bicubic:{scale}" if scale > 1 else "noise:25")
         super().__init__(scale=scale, multiple=multiple, holes=holes, degrade=self.degrade)

@@ -181,6 +181,7 @@ class ArchitectureTests:
         def perceptual(made: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"content": (made - wanted).square().mean(), "style": (made.mean() - 0.3).square()}
 
+        played: set[str] = set()
         for loss in network.losses:
             rules = Rules(loss=loss, perceptual=perceptual)
             if not any(network.takes_turn(player, 4, rules) for player in network.players):
@@ -197,12 +198,15 @@ class ArchitectureTests:
                 total = torch.stack(list(turn.losses.values())).sum()
                 assert bool(torch.isfinite(total)), f"{loss}: the loss of {player} is not finite: {turn.losses}"
                 torch.autograd.backward(total)
+                played.add(player)
                 moved = [p for part in network.parts(player) for p in part.parameters() if p.requires_grad]
                 assert moved, f"{player} moves nothing"
                 without = [
                     name for name, p in network.named_parameters() if p.grad is None and any(p is m for m in moved)
                 ]
                 assert not without, f"{loss}: no gradient of {player} reaches {', '.join(without[:3])}"
+
+        assert played == set(network.players), f"no turn of {set(network.players) - played} was seen under any loss"
 
     def test_gradients_reach_every_parameter(self, record: Architecture) -> None:
         network = self.build(record, 10 if record.makes else 3, record.input.channels)

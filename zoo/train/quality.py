@@ -24,13 +24,13 @@ SHARE, LEAST = 0.1, 5e-4
 
 
 def figures(
-    made: Sequence[np.ndarray], real: Sequence[np.ndarray] | np.ndarray, extractor: Extractor
+    made: Sequence[np.ndarray] | np.ndarray, real: Sequence[np.ndarray] | np.ndarray, extractor: Extractor
 ) -> dict[str, Any]:
     """KID with its 95 % interval, FID, precision, recall and diversity of two sets of (H, W, C) uint8 images, JSON-ready.
 
-    ``real`` may be given as its features (M, D), where the same set is asked of often.
+    Either may be given as its features (N, D), where the same set is asked of often.
     """
-    ours = extractor(made)
+    ours = made if isinstance(made, np.ndarray) else extractor(made)
     theirs = real if isinstance(real, np.ndarray) else extractor(real)
     value, low, high = kid(ours, theirs)
     precision, recall = precision_recall(ours, theirs)
@@ -71,9 +71,9 @@ def quality(
     Pass where that is ruled out at 95 %, fail where it is shown, inconclusive otherwise. The margin is ``quality_share``
     of the reference's KID, and ``quality_least`` at least.
     """
-    theirs = extractor(real)
-    told, ours = figures(reference, theirs, extractor), figures(candidate, theirs, extractor)
-    difference, low, high = paired_kid(extractor(candidate), extractor(reference), theirs)
+    made, trained, known = (extractor(images) for images in (candidate, reference, real))
+    told, ours = figures(trained, known, extractor), figures(made, known, extractor)
+    difference, low, high = paired_kid(made, trained, known)
     margin = max(tolerances.get("quality_share", SHARE) * abs(told["KID"]), tolerances.get("quality_least", LEAST))
     said = (
         f"KID {ours['KID']:.5f} against {told['KID']:.5f} of the trained network ({difference:+.5f}, at worst {high:+.5f}; "
