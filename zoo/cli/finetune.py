@@ -128,9 +128,7 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
     help="Of restoration: how good images are damaged, as bicubic:2 or blur:0.2-2+noise:5+jpeg:60 or holes.",
 )
 @click.option("--style", default="", type=click.Path(), metavar="FILE", help="Of style transfer: the picture.")
-@click.option(
-    "--perceptual", default="", metavar="NAME[:FILE]", help="Network of perceptual losses.  [default: vgg16.tv_in1k]"
-)
+@click.option("--perceptual", default="", metavar="NAME[:FILE]", help="Network of perceptual losses.  [default: vgg16]")
 @click.option(
     "--features",
     default="random",

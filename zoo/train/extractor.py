@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,14 +61,14 @@ def open_extractor(name: str = RANDOM) -> Extractor:
     model = open_model(architecture, weights=file or "pretrained")
     if model.task.name != "classify":
         raise PluginError(f"{architecture} is for task {model.task.name}: features are those of an image classifier")
-    squash = model.input.with_size(model.input.height, model.input.width)
+    squash = replace(model.input, resize="squash", crop=1.0)  # the rim of an image counts too
     return Extractor(
         f"{model.architecture.name} ({model.weights} weights)", _Features(model.network, model.head), squash
     )
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """Small images are enlarged first: where an input is cropped, their rim counts too."""
+    """(H, W, 3) of grey or colour."""
     picture = Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
     return np.asarray(picture)
 

@@ -185,7 +185,7 @@ class GenerativeRun(_Run):
         if network.needs_perceptual(loss):
             from .perceptual import Perceptual
 
-            name, _, file = (o.perceptual or "vgg16.tv_in1k").partition(":")
+            name, _, file = (o.perceptual or "vgg16").partition(":")
             perceptual = Perceptual(name, weights=file).to(self._device())
             if o.style:
                 spec = ImageInput(height=256, width=256, resize="shortest")

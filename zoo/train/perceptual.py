@@ -27,7 +27,7 @@ class Perceptual(nn.Module):
     share of the style picture's own, so that neither backbone nor depth decides how much the loss weighs.
     """
 
-    def __init__(self, backbone: str = "vgg16.tv_in1k", weights: str = "") -> None:
+    def __init__(self, backbone: str = "vgg16", weights: str = "") -> None:
         """``weights``: a file; ``random``: filters drawn once, which know edges and textures but no objects; empty: the
         backbone's own, as anybody's weights are fetched. Raises UnknownName, CheckpointError."""
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Dataset, Sample
+from ..errors import DataError
 from ..inputs import ImageInput, read_image, resize
 from ..parity import FAIL, INCONCLUSIVE, PASS, Finding
 from ..parity.evidence import observe, prepared_batches
@@ -30,6 +31,10 @@ def figures(
 
     Either may be given as its features (N, D), where the same set is asked of often.
     """
+    if min(len(made), len(real)) < 2:
+        raise DataError(
+            f"{len(made)} made and {len(real)} real images are too few to compare: give two of each at least"
+        )
     ours = made if isinstance(made, np.ndarray) else extractor(made)
     theirs = real if isinstance(real, np.ndarray) else extractor(real)
     value, low, high = kid(ours, theirs)

@@ -73,7 +73,7 @@ class FastStyle(Players):
     losses = ("content+style",)
     optimizers = {"generator": {"lr": 1e-3, "betas": (0.9, 0.999)}}
     needs = ("perceptual", "style")
-    usual: Mapping[str, float] = {"content": 1.0, "style": 1.0, "tv": 0.1}
+    usual: Mapping[str, float] = {"content": 1.0, "style": 5.0, "tv": 0.1}
 
     def __init__(self, generator: StyleGenerator) -> None:
         super().__init__()
