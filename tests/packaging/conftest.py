@@ -22,7 +22,7 @@ MEMBERS = (
     "plugins/zoo-gan",
 )
 EXAMPLE = "examples/plugin-package"
-OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect", "zoo_pebble")
+OURS = ("edgezoo", "zoo", "zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect", "zoo_gan", "zoo_pebble")
 
 
 @pytest.fixture(scope="session")

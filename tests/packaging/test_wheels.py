@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect")
+OWN = ("zoo_export", "zoo_timm", "zoo_classic", "zoo_segment", "zoo_detect", "zoo_gan")
 PACKAGES = {"edgezoo": "zoo", **{name: name for name in OWN}}
 DISTRIBUTIONS = ("edgezoo", *(name.replace("_", "-") for name in OWN))
 
