@@ -89,7 +89,7 @@ class _Features(nn.Module):
 
 
 class _Random(nn.Module):
-    """Four strided convolutions with orthogonal filters; mean and deviation of each map at every depth."""
+    """Four strided convolutions with Gaussian filters; mean and deviation of each map at every depth."""
 
     def __init__(self) -> None:
         super().__init__()

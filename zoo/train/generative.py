@@ -315,14 +315,14 @@ class GenerativeRun(_Run):
 
             return by_set
 
+        tensor = torch.from_numpy(np.concatenate([t for t, _ in prepared_batches(images[:16], model.input)])).to(device)
+        parts = zip(tensor.unbind(1), model.input.std, model.input.mean, strict=True)
+        shares = torch.stack([part * std + mean for part, std, mean in parts], 1)
+
         def by_loss(generator: nn.Module) -> Validation:
-            tensor = torch.from_numpy(np.concatenate([t for t, _ in prepared_batches(images[:16], model.input)])).to(
-                device
-            )
             assert self.rules.perceptual is not None
-            shares = [t * s + m for t, s, m in zip(tensor.unbind(1), model.input.std, model.input.mean, strict=True)]
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                terms = self.rules.perceptual(generator(tensor), torch.stack(shares, 1))
+                terms = self.rules.perceptual(generator(tensor), shares)
             found = {k: float(v) for k, v in terms.items()}
             return Validation(
                 metric=sum(self.rules.weight(k, model.network.usual[k]) * v for k, v in found.items()), figures=found
@@ -344,8 +344,12 @@ class GenerativeRun(_Run):
         """Real images of the validation split, filled up from training's where those are few."""
         if self.model.makes is None:
             return real_images(self.val_data.others, self.model.input, count)
-        few = [] if len(self.val_data) >= count else self.train_data.samples[: count - len(self.val_data)]
-        return real_images([*self.val_data, *few], self.model.makes, count)
+        return real_images(self._filled_up(count).samples, self.model.makes, count)
+
+    def _filled_up(self, count: int) -> Dataset:
+        """The validation split, and as many training images as it lacks of ``count``."""
+        missing = max(0, count - len(self.val_data))
+        return replace(self.val_data, samples=(*self.val_data.samples, *self.train_data.samples[:missing]))
 
     # -- what is looked at -------------------------------------------------------------------------------------
 
@@ -389,10 +393,7 @@ class GenerativeRun(_Run):
             with self._bar("evaluating", len(self.val_data)) as advance:
                 metrics = evaluate(best, self.val_data, device=device, progress=advance).figures
         elif self.metric_name == "KID":
-            real = self.val_data
-            if best.makes is not None:  # few validation images: training's join them
-                missing = max(0, MADE_AT_LAST - len(real))
-                real = replace(real, samples=(*real.samples, *self.train_data.samples[:missing]))
+            real = self.val_data if best.makes is None else self._filled_up(MADE_AT_LAST)
             metrics = evaluate_set(best, real, count=MADE_AT_LAST, device=device, features=self.options.features)
         else:
             row = min(self.recorder.rows, key=lambda r: r["val_metric"])

@@ -118,13 +118,12 @@ def judge_set(
     spec: ImageInput,
     half: TaskHalf,
     makes: ImageInput,
-    features: str | Extractor,
+    features: str,
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """:func:`figures` of what a network makes of the ``judged`` inputs (see :meth:`zoo.tasks.TaskHalf.samples`), against
     as many of their ``others``, which are real. ``run``: (N, C, H, W) float32 to named outputs."""
-    extractor = open_extractor(features) if isinstance(features, str) else features
     size = 64 if spec.color == "latent" else 0
     made = observe(run, prepared_batches([s.image for s in judged], spec, size), half, labels).results
     real = real_images(judged.others, makes, len(judged))
-    return {**figures([result.pixels for result in made], real, extractor), "classes": []}
+    return {**figures([result.pixels for result in made], real, open_extractor(features)), "classes": []}
