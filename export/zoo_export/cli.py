@@ -15,6 +15,7 @@ from zoo.cli.common import (
     build_option,
     complete_architecture,
     emit_json,
+    features_option,
     json_option,
     note,
     parse_options,
@@ -147,13 +148,7 @@ SIZES, BATCH = _SizesType(), _BatchType()
     metavar="POINTS",
     help="Of mixed: how much accuracy the plan may cost, on training images held out for the search.",
 )
-@click.option(
-    "--features",
-    default="random",
-    show_default=True,
-    metavar="NAME[:FILE]",
-    help="Of generators: classifier whose features tell made images from real ones.",
-)
+@features_option
 @click.option("--max-samples", type=click.IntRange(1), help="Judge at most so many validation images.  [default: all]")
 @click.option(
     "--val-share",

@@ -16,6 +16,7 @@ __all__ = [
     "build_option",
     "complete_architecture",
     "emit_json",
+    "features_option",
     "json_option",
     "note",
     "parse_options",
@@ -48,6 +49,15 @@ build_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Build option of the architecture, like encoder=resnet18; may be given again.",
+)
+
+
+features_option = click.option(
+    "--features",
+    default="random",
+    show_default=True,
+    metavar="NAME[:FILE]",
+    help="Of generators: classifier whose features tell made images from real ones (KID, FID).",
 )
 
 

@@ -15,7 +15,17 @@ from ..errors import DataError
 from ..lookup import find_task
 from ..specs import ImageInput, resolve
 from ..tasks import told
-from .common import build_option, complete_architecture, emit_json, json_option, note, parse_options, progress, table
+from .common import (
+    build_option,
+    complete_architecture,
+    emit_json,
+    features_option,
+    json_option,
+    note,
+    parse_options,
+    progress,
+    table,
+)
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -44,13 +54,7 @@ if TYPE_CHECKING:
     "--weights", default="pretrained", show_default=True, metavar="pretrained|none|TAG|FILE", help="Of an architecture."
 )
 @build_option
-@click.option(
-    "--features",
-    default="random",
-    show_default=True,
-    metavar="NAME[:FILE]",
-    help="Of generators: classifier whose features tell made images from real ones.",
-)
+@features_option
 @click.option("--artifact", metavar="NAME", help="Of a bundle: fp32, int8, …  [default: the manifest's choice]")
 @click.option("--device", default="cpu", show_default=True, help="Of a checkpoint: cpu, cuda, …")
 @json_option

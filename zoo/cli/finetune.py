@@ -18,6 +18,7 @@ from .common import (
     build_option,
     complete_architecture,
     emit_json,
+    features_option,
     json_option,
     note,
     parse_options,
@@ -129,13 +130,7 @@ SHARE = click.FloatRange(0.0, 1.0, max_open=True)
 )
 @click.option("--style", default="", type=click.Path(), metavar="FILE", help="Of style transfer: the picture.")
 @click.option("--perceptual", default="", metavar="NAME[:FILE]", help="Network of perceptual losses.  [default: vgg16]")
-@click.option(
-    "--features",
-    default="random",
-    show_default=True,
-    metavar="NAME[:FILE]",
-    help="Classifier whose features tell made images from real ones (KID, FID).",
-)
+@features_option
 @click.option(
     "--diffaugment",
     default="",
