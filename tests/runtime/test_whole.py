@@ -114,3 +114,16 @@ def test_faults_are_one_line() -> None:
 
     with pytest.raises(BundleError, match=r"does not run on 100x100 pixels: shape mismatch$"):
         whole(broken, image)
+
+
+@pytest.mark.parametrize("fixed", [None, (64, 64)])
+@pytest.mark.parametrize(("made", "said"), [(4, "1x256x256"), (2, "1x128x128")])
+def test_a_graph_of_another_scale_than_its_bundle_says(fixed: tuple[int, int] | None, made: int, said: str) -> None:
+    """A larger image would be cut to its upper left corner, and look like an answer."""
+    with pytest.raises(
+        BundleError, match=rf"makes {said} of 1x64x64, .* scale 3 says .* 192x192: export it again"
+    ) as error:
+        whole(blur(made, 0), np.zeros((1, 64, 64), np.float32), scale=3, fixed=fixed)
+    assert "\n" not in str(error.value)
+    with pytest.raises(BundleError, match="makes 2x64x64 of 3x64x64"):
+        whole(lambda batch: {"output": batch[:, :2]}, np.zeros((3, 64, 64), np.float32), fixed=fixed)

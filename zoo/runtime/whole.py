@@ -49,7 +49,7 @@ def whole(
     height, width = image.shape[1:]
     if fixed is None and height * width <= limit:
         grown = _grown(image, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-        return np.asarray(_once(run, grown)[:, : height * scale, : width * scale])
+        return np.asarray(_once(run, grown, scale)[:, : height * scale, : width * scale])
     tall, wide = fixed or (-(-TILE // multiple) * multiple,) * 2
     if tall % multiple or wide % multiple:
         raise ZooError(f"tiles of {wide}x{tall} pixels: this network takes multiples of {multiple}")
@@ -71,7 +71,7 @@ def whole(
     for (top, bottom), high in zip(rows, down, strict=True):
         for (left, right), broad in zip(columns, across, strict=True):
             y, x = top // scale, left // scale
-            tile = _once(run, np.ascontiguousarray(grown[:, y : y + tall, x : x + wide]))
+            tile = _once(run, np.ascontiguousarray(grown[:, y : y + tall, x : x + wide]), scale)
             if result is None:
                 result = np.zeros((tile.shape[0], height * scale, width * scale), np.float32)
             # what the weights sum to is divided off at once, so that nothing else is held
@@ -105,9 +105,10 @@ def made_of(
     return result if isinstance(image, np.ndarray) else half.compose(image, result)
 
 
-def _once(run: Run, image: np.ndarray) -> np.ndarray:
+def _once(run: Run, image: np.ndarray, scale: int) -> np.ndarray:
+    """(C, H, W) to (C', H * scale, W * scale). Raises BundleError where the network makes something else, or fails."""
     try:
-        return np.asarray(run(image[None])["output"][0], np.float32)
+        made = np.asarray(run(image[None])["output"][0], np.float32)
     except ZooError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
@@ -115,6 +116,17 @@ def _once(run: Run, image: np.ndarray) -> np.ndarray:
         raise BundleError(
             f"the network does not run on {image.shape[2]}x{image.shape[1]} pixels: {line[:200]}"
         ) from error
+    wanted = (image.shape[1] * scale, image.shape[2] * scale)
+    if made.shape not in ((1, *wanted), (3, *wanted)):
+        raise BundleError(
+            f"the network makes {_sizes(made.shape)} of {_sizes(image.shape)}, and the bundle's scale {scale} says "
+            f"1 or 3 channels of {_sizes(wanted)}: export it again, with the scale of its weights"
+        )
+    return made
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _grown(image: np.ndarray, height: int, width: int) -> np.ndarray:
