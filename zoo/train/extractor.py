@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PluginError
+from ..errors import PluginError, UnknownName, ZooError
 from ..inputs import ImageInput, preprocess_batch
+from ..registry import get_registry
+from ..specs import Architecture, Weights
 from .models import open_model
 
-__all__ = ["Extractor", "open_extractor"]
+__all__ = ["Extractor", "architecture_and_tag", "open_extractor", "reason"]
 
 BATCH = 64
 RANDOM = "random"
@@ -65,6 +68,28 @@ def open_extractor(name: str = RANDOM) -> Extractor:
     return Extractor(
         f"{model.architecture.name} ({model.weights} weights)", _Features(model.network, model.head), squash
     )
+
+
+def architecture_and_tag(name: str) -> tuple[Architecture, Weights | None]:
+    """``mobilenetv2_100.ra_in1k``: the architecture, and those of its weights that the tag names; None without a tag.
+
+    Raises UnknownName.
+    """
+    registry = get_registry()
+    base, _, tag = name.partition(".")
+    try:
+        architecture = registry.get(Architecture, base)
+    except UnknownName:
+        return registry.get(Architecture, name), None
+    found = next((weights for weights in architecture.weights if weights.name == tag), None)
+    if tag and found is None:
+        raise UnknownName(f"weights of {base}", tag, [weights.name for weights in architecture.weights])
+    return architecture, found
+
+
+def reason(error: ZooError) -> str:
+    """What went wrong, without the cure: that of weights is ``--weights FILE``, which whoever asks for features has not."""
+    return re.split(r": (?=[^:]*--weights)", str(error))[0]
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import Format
 from torch import Tensor, nn
 
+from ..download import cache_folder
 from ..errors import CheckpointError, UnknownName, ZooError
 from ..registry import get_registry
-from ..specs import Architecture
-from .weights import read_state
+from .extractor import architecture_and_tag, reason
+from .weights import fit, read_state
 
 __all__ = ["Perceptual"]
 
 RANDOM = "random"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Perceptual(nn.Module):
@@ -28,57 +29,57 @@ class Perceptual(nn.Module):
     """
 
     def __init__(self, backbone: str = "vgg16", weights: str = "") -> None:
-        """``weights``: a file; ``random``: filters drawn once, which know edges and textures but no objects; empty: the
-        backbone's own, as anybody's weights are fetched. Raises UnknownName, CheckpointError."""
+        """``backbone``: timm's name, also with a tag (``mobilenetv2_100.ra_in1k``). ``weights``: a file; ``random``: filters
+        drawn once, which know edges and textures but no objects; empty: the backbone's own, as anybody's weights are fetched.
+
+        Raises UnknownName, CheckpointError; ZooError for a network that does not show its features.
+        """
         super().__init__()
+        _check_name(backbone)
+        self.name = backbone
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self.backbone = timm.create_model(backbone, features_only=True, pretrained=False)
-        except RuntimeError:
-            raise UnknownName("backbone", backbone, timm.list_models()) from None
+        except Exception as error:  # each family of timm refuses in its own way
+            raise ZooError(
+                f"timm's {backbone} does not show its features at several depths ({type(error).__name__}: {error}): "
+                "give another network with --perceptual, as vgg16"
+            ) from None
         if weights != RANDOM:
-            self._load(backbone, weights)
+            self._load(weights)
         self.eval().requires_grad_(False)
-        config = self.backbone.default_cfg or {}
-        self.register_buffer("mean", torch.tensor(config.get("mean", MEAN)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.get("std", STD)).view(1, 3, 1, 1), persistent=False)
+        self._config = self.backbone.default_cfg
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(self._config[key]).view(1, 3, 1, 1), persistent=False)
         self._style: list[Tensor] = []
 
-    def _load(self, backbone: str, weights: str) -> None:
-        path = Path(weights)
-        if not weights:
-            try:
-                architecture = get_registry().get(Architecture, backbone)
-                if not architecture.weights:
-                    raise CheckpointError(f"{backbone} has no published weights")
-                from ..download import cache_folder
+    def _load(self, weights: str) -> None:
+        path = Path(weights) if weights else self._fetched()
+        tops = {key.partition(".")[0] for key in self.backbone.state_dict()}
+        # timm wraps what it does not take apart
+        part = ".".join(("backbone", *tops)) if tops in ({"model"}, {"body"}) else "backbone"
+        fit(self, read_state(path), head="", keep_head=False, channels=3, backbone=part)
 
-                path = get_registry().open_weights(architecture.weights[0].uri, cache_folder())
-            except ZooError as error:
-                raise CheckpointError(
-                    f"{error}; or give the network of the loss as --perceptual {backbone}:FILE"
-                ) from None
-        wanted = self.backbone.state_dict()
-        # features_only writes stages_0. where the classifier has stages.0.
-        found = {key.replace("_", "."): value for key, value in read_state(path).tensors.items()}
-        state = {key: found[key.replace("_", ".")] for key in wanted if key.replace("_", ".") in found}
-        missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-        if missing:
-            raise CheckpointError(
-                f"{path} does not fit {backbone}: {len(missing)} keys missing: {', '.join(missing[:3])}"
-            )
+    def _fetched(self) -> Path:
         try:
-            self.backbone.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} does not fit {backbone}: {str(error).splitlines()[-1].strip()}") from None
+            architecture, tag = architecture_and_tag(self.name)
+            published = tag or next(iter(architecture.weights), None)
+            if published is None:
+                raise CheckpointError(f"{self.name} has no published weights")
+            return get_registry().open_weights(published.uri, cache_folder())
+        except ZooError as error:
+            raise CheckpointError(
+                f"{reason(error)}: give the file of its weights with --perceptual {self.name}:FILE, "
+                f"or untrained filters with --perceptual {self.name}:{RANDOM}"
+            ) from None
 
     def train(self, mode: bool = True) -> Perceptual:
         return super().train(False)  # its statistics are its own
 
     def set_style(self, picture: Tensor) -> None:
-        """(1, 3, H, W) in 0..1: whose manner is wanted."""
-        with torch.no_grad():
+        """(1, C, H, W) in 0..1, C 1 or 3: whose manner is wanted."""
+        with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
             self._style = [_gram(features) for features in self._features(picture)]
 
     def forward(self, made: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -98,8 +99,23 @@ class Perceptual(nn.Module):
         return found
 
     def _features(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W), C 1 or 3, to one (N, C', H', W') a depth. Raises ZooError for images that the backbone cannot see."""
+        if images.shape[1] not in (1, 3):
+            raise ZooError(f"images of {images.shape[1]} channels: a perceptual loss compares 1 or 3")
         images = images.float().expand(-1, 3, -1, -1)
-        found: list[Tensor] = self.backbone((images - self.get_buffer("mean")) / self.get_buffer("std"))
+        try:
+            found: list[Tensor] = self.backbone((images - self.get_buffer("mean")) / self.get_buffer("std"))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:
+            height, width = self._config["input_size"][-2:]
+            takes = f"; it takes {width}x{height}" if self._config.get("fixed_input_size") else ""
+            raise ZooError(
+                f"{self.name} cannot see images of {images.shape[3]}x{images.shape[2]} pixels ({str(error).strip(' .')}{takes}): "
+                "train on others with --patch or --size, or give another network with --perceptual"
+            ) from error
+        if getattr(self.backbone, "output_fmt", None) == Format.NHWC:
+            found = [features.permute(0, 3, 1, 2) for features in found]
         return found
 
 
@@ -107,3 +123,12 @@ def _gram(features: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C, C): how the channels go together, a mean over the pixels."""
     flat = features.flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def _check_name(backbone: str) -> None:
+    name, _, tag = backbone.partition(".")
+    if not timm.is_model(name):
+        raise UnknownName("backbone", name, timm.list_models())
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise UnknownName(f"weights of {name}", tag, tags)
