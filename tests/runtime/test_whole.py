@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from zoo.errors import BundleError, ZooError
-from zoo.runtime.whole import whole
+from zoo.reading import Picture
+from zoo.runtime.tiles import _weights
+from zoo.runtime.whole import blocks, made_of
+from zoo.specs import ImageInput
+from zoo.tasks.restore import Restore
 
 RNG = np.random.default_rng(0)
+COLOUR = ImageInput(height=32, width=32, resize="crop", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def blur(scale: int, reach: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def whole(run: Run, image: np.ndarray, *, scale: int = 1, **how: Any) -> np.ndarray:
+    """(C, H, W) to (C', H * scale, W * scale), of the parts that come; each pixel must come once."""
+    height, width = image.shape[1:]
+    result = np.empty((0, 0, 0), np.float32)
+    seen = np.zeros((height * scale, width * scale), int)
+    for top, left, part in blocks(
+        run, lambda x0, y0, x1, y1: image[:, y0:y1, x0:x1].copy(), height, width, scale=scale, **how
+    ):
+        if not result.size:
+            result = np.full((len(part), *seen.shape), np.nan, np.float32)
+        down, across = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
+        result[:, down, across] = part
+        seen[down, across] += 1
+    assert (seen == 1).all()
+    return result
+
+
+def reference(run: Run, image: np.ndarray, scale: int, multiple: int, tile: int, overlap: int) -> np.ndarray:
+    """The same with everything held: the image filled up, all tiles in turn added to a result of its size."""
+    height, width = image.shape[1:]
+    high, wide = (max(tile, -(-side // multiple) * multiple) for side in (height, width))
+    grown = np.pad(image, ((0, 0), (0, high - height), (0, wide - width)), "symmetric")
+    starts = [[*range(0, side - tile, tile - overlap), side - tile] for side in (high, wide)]
+    spans = [[(at * scale, (at + tile) * scale) for at in axis] for axis in starts]
+    shares = []
+    for axis, side in zip(spans, (high, wide), strict=True):
+        total = np.zeros(side * scale, np.float32)
+        for (start, end), weight in zip(axis, _weights(axis), strict=True):
+            total[start:end] += weight
+        shares.append([w / total[start:end] for (start, end), w in zip(axis, _weights(axis), strict=True)])
+    result = np.zeros((len(image), high * scale, wide * scale), np.float32)
+    for (top, bottom), down in zip(spans[0], shares[0], strict=True):
+        for (left, right), across in zip(spans[1], shares[1], strict=True):
+            y, x = top // scale, left // scale
+            made = run(grown[None, :, y : y + tile, x : x + tile])["output"][0]
+            result[:, top:bottom, left:right] += made * (down[:, None] * across)
+    return result[:, : height * scale, : width * scale]
+
+
+def blur(scale: int, reach: int) -> Run:
     """A network without weights: the mean over (2 reach + 1)^2 pixels, zeros beyond the border, each pixel repeated."""
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,6 +105,43 @@ def test_tiles_begin_where_a_network_that_halves_its_input_begins(multiple: int,
     )
     with pytest.raises(ZooError, match=f"tiles of 50x50 pixels: this network takes multiples of {multiple}"):
         whole(run, image, multiple=multiple, fixed=(50, 50))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize(("tile", "overlap", "multiple"), [(32, 8, 1), (32, 24, 8), (40, 0, 8), (8, 0, 8)])
+@pytest.mark.parametrize("shape", [(100, 130), (33, 65), (20, 47), (5, 3)])
+def test_part_by_part_is_what_the_whole_array_holds(
+    scale: int, tile: int, overlap: int, multiple: int, shape: tuple[int, int]
+) -> None:
+    """To the bit: parts are added in the same order. The network sees further than tiles share, and what lies beyond
+    a tile is zero to it, so each tile says something else."""
+    image = RNG.standard_normal((3, *shape)).astype(np.float32)
+    made = whole(blur(scale, 6), image, scale=scale, multiple=multiple, fixed=(tile, tile), overlap=overlap)
+    np.testing.assert_array_equal(made, reference(blur(scale, 6), image, scale, multiple, tile, overlap))
+
+
+def enlarge(batch: np.ndarray) -> dict[str, np.ndarray]:
+    return {"output": batch.repeat(2, axis=2).repeat(2, axis=3)}
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_an_image_in_and_an_image_out(limit: int) -> None:
+    pixels = RNG.integers(0, 256, (300, 410, 3), np.uint8)
+    for source in (pixels, Image.fromarray(pixels), Picture(pixels, COLOUR)):
+        made = made_of(enlarge, source, COLOUR, Restore(scale=2), limit=limit)
+        np.testing.assert_array_equal(made.pixels, pixels.repeat(2, axis=0).repeat(2, axis=1))
+        assert made.box == (0, 0, 410, 300)
+
+
+def test_a_large_result_is_held_in_8_bits_alone() -> None:
+    pixels = RNG.integers(0, 256, (992, 1472, 3), np.uint8)  # of which no row of tiles is shifted inward
+    tracemalloc.start()
+    try:
+        made = made_of(enlarge, pixels, COLOUR, Restore(scale=2), limit=0, fixed=(128, 128))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.pixels.nbytes < peak < 1.5 * made.pixels.nbytes, f"{peak / made.pixels.nbytes:.2f} times the result"
 
 
 def test_a_network_that_sees_further_than_tiles_share_leaves_hardly_a_step() -> None:
