@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
-from zoo.errors import BundleError, ZooError
+from zoo.errors import BundleError, ImageError, ZooError
 from zoo.reading import Picture
+from zoo.runtime.ort import open_session
+from zoo.runtime.predictor import Predictor
+from zoo.runtime.tensorrt import api
+from zoo.runtime.tensorrt.cuda import Device
+from zoo.runtime.tensorrt.session import TensorRTSession, load_engine
 from zoo.runtime.tiles import _weights
 from zoo.runtime.whole import blocks, made_of
 from zoo.specs import ImageInput
+from zoo.tasks.pictures import PictureTask
 from zoo.tasks.restore import Restore
 
 RNG = np.random.default_rng(0)
@@ -23,9 +32,14 @@ COLOUR = ImageInput(height=32, width=32, resize="crop", mean=(0.0,) * 3, std=(1.
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def whole(run: Run, image: np.ndarray, *, scale: int = 1, **how: Any) -> np.ndarray:
-    """(C, H, W) to (C', H * scale, W * scale), of the parts that come; each pixel must come once."""
+def whole(
+    run: Run, image: np.ndarray, *, scale: int = 1, fixed: tuple[int, int] | None = None, **how: Any
+) -> np.ndarray:
+    """(C, H, W) to (C', H * scale, W * scale), of the parts that come; each pixel must come once. ``fixed``: the one
+    size that the graph takes."""
     height, width = image.shape[1:]
+    if fixed is not None:
+        how["sizes"] = (fixed,) * 3
     result = np.empty((0, 0, 0), np.float32)
     seen = np.zeros((height * scale, width * scale), int)
     for top, left, part in blocks(
@@ -137,7 +151,7 @@ def test_a_large_result_is_held_in_8_bits_alone() -> None:
     pixels = RNG.integers(0, 256, (992, 1472, 3), np.uint8)  # of which no row of tiles is shifted inward
     tracemalloc.start()
     try:
-        made = made_of(enlarge, pixels, COLOUR, Restore(scale=2), limit=0, fixed=(128, 128))
+        made = made_of(enlarge, pixels, COLOUR, Restore(scale=2), limit=0, sizes=((128, 128),) * 3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -190,6 +204,30 @@ def test_beyond_the_limit_an_open_graph_is_given_tiles() -> None:
     assert shapes == {(512, 512)}
 
 
+@pytest.mark.parametrize(
+    ("shape", "limit", "seen"),
+    [
+        ((64, 128), 1 << 20, (64, 128)),  # the largest
+        ((30, 121), 1 << 20, (32, 128)),  # within, when the sides are filled up to the multiple
+        ((129, 40), 1 << 20, (40, 80)),  # too high
+        ((20, 20), 1 << 20, (40, 80)),  # smaller than the least
+        ((64, 128), 100, (40, 80)),  # more pixels than are wanted at once
+    ],
+)
+def test_a_graph_that_takes_a_range_of_sizes(shape: tuple[int, int], limit: int, seen: tuple[int, int]) -> None:
+    """Whole within it, else tiles of the usual size, as far as the network's multiple divides that."""
+    shapes = set()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        shapes.add(batch.shape[2:])
+        return {"output": batch}
+
+    image = RNG.standard_normal((1, *shape)).astype(np.float32)
+    sizes = ((32, 32), (44, 85), (64, 128))
+    np.testing.assert_allclose(whole(run, image, multiple=8, sizes=sizes, limit=limit), image, atol=1e-6)
+    assert shapes == {seen}
+
+
 def test_faults_are_one_line() -> None:
     image = np.zeros((1, 100, 100), np.float32)
     with pytest.raises(ZooError, match="overlap 60: tiles of 64x64 pixels overlap by"):
@@ -213,3 +251,124 @@ def test_a_graph_of_another_scale_than_its_bundle_says(fixed: tuple[int, int] | 
     assert "\n" not in str(error.value)
     with pytest.raises(BundleError, match="makes 2x64x64 of 3x64x64"):
         whole(lambda batch: {"output": batch[:, :2]}, np.zeros((3, 64, 64), np.float32), fixed=fixed)
+
+
+# -- the predictor ---------------------------------------------------------------------------------------------------
+
+
+class Doubling:
+    """A session whose network repeats each pixel, and that takes a range of sizes as an engine does."""
+
+    runtime, device, output_names = "test", "nowhere", ("output",)
+
+    def __init__(self, sides: tuple[int | None, int | None], profile: Any = None) -> None:
+        self.input_shape, self.profile = (None, 3, *sides), profile
+        self.seen: set[tuple[int, ...]] = set()
+
+    def run(self, batch: np.ndarray, outputs: Any = None) -> dict[str, np.ndarray]:
+        self.seen.add(batch.shape[2:])
+        return enlarge(batch)
+
+
+def predictor(session: Any, half: PictureTask | None = None, spec: ImageInput = COLOUR) -> Predictor:
+    manifest = {"outputs": [{"name": "output"}]}
+    bundle: Any = SimpleNamespace(name="sharper", path="sharper", manifest=manifest, input=spec, labels=())
+    half, choice = half or Restore(scale=2, multiple=8), SimpleNamespace(lost={})
+    artifact: Any = SimpleNamespace(name="fp32")
+    return Predictor(bundle=bundle, artifact=artifact, session=session, task=half, choice=choice)  # type: ignore[arg-type]
+
+
+PROFILE = ((1, 3, 64, 64), (1, 3, 100, 100), (4, 3, 1600, 1600))
+
+
+def test_an_engine_is_given_sizes_that_it_was_built_for() -> None:
+    """Beyond a megapixel too: its largest size is what it has memory for."""
+    for shape, seen in (
+        ((40, 90), (96, 96)),
+        ((70, 90), (72, 96)),
+        ((1100, 1000), (1104, 1000)),
+        ((64, 1700), (96, 96)),
+    ):
+        session = Doubling((None, None), PROFILE)
+        pixels = RNG.integers(0, 256, (*shape, 3), np.uint8)
+        np.testing.assert_array_equal(predictor(session)(pixels).pixels, pixels.repeat(2, axis=0).repeat(2, axis=1))
+        assert session.seen == {seen}
+
+
+def test_tiles_of_a_size_of_ones_own() -> None:
+    pixels = RNG.integers(0, 256, (200, 150, 3), np.uint8)
+    doubled = pixels.repeat(2, axis=0).repeat(2, axis=1)
+    for sides, profile, tile, seen in (
+        ((None, None), None, 64, 64),
+        ((None, None), None, None, 512),
+        ((None, None), PROFILE, 72, 72),
+        ((None, None), PROFILE, None, 96),
+        ((80, 80), None, None, 80),
+        ((80, 80), None, 80, 80),
+    ):
+        session = Doubling(sides, profile)
+        np.testing.assert_array_equal(predictor(session).tiled(pixels, tile=tile, overlap=8).pixels, doubled)
+        assert session.seen == {(seen, seen)}
+    with pytest.raises(BundleError, match="sharper takes 80x80 pixels, not tiles of 64x64: leave out the tile's size"):
+        predictor(Doubling((80, 80))).tiled(pixels, tile=64)
+    with pytest.raises(BundleError, match="sharper takes 64x64 to 1600x1600 pixels, not tiles of 40x40: give"):
+        predictor(Doubling((None, None), PROFILE)).tiled(pixels, tile=40)
+
+
+def test_a_real_session_says_its_sizes(fake_tensorrt: Any) -> None:
+    """On the fake TensorRT: the engine refuses what its profile excludes, and is not asked for it."""
+    shape = ["batch", 3, "height", "width"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["output"])],
+        "identity",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    assert open_session(model, threads=1).profile is None
+    library, device = api.need("tensorrt"), Device()
+    built = api.build(library, model, profile={"image": ((1, 3, 16, 16), (1, 3, 32, 32), (1, 3, 48, 48))})
+    pixels = RNG.integers(0, 256, (50, 40, 3), np.uint8)
+    with TensorRTSession(library, load_engine(library, built.plan, device), device) as session:
+        for part in (pixels, pixels[:48], pixels[:5, :5]):
+            np.testing.assert_array_equal(predictor(session, Restore())(part).pixels, part)
+    device.close()
+
+
+def test_tiles_of_a_picture_beyond_pillows_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    pixels = RNG.integers(0, 256, (100, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match="larger than 5000 pixels: shrink or tile it first"):
+        predictor(Doubling((None, None)))(tmp_path / "large.png")
+    tiled = predictor(Doubling((None, None))).tiled(tmp_path / "large.png", tile=64)
+    np.testing.assert_array_equal(tiled.pixels, pixels.repeat(2, axis=0).repeat(2, axis=1))
+
+
+class Painting(Doubling):
+    """Paints everything white."""
+
+    def run(self, batch: np.ndarray, outputs: Any = None) -> dict[str, np.ndarray]:
+        self.seen.add(batch.shape[2:])
+        return {"output": np.ones_like(batch[:, :3])}
+
+
+def test_a_hole_is_where_the_mask_is_white_or_the_image_transparent() -> None:
+    pixels = RNG.integers(0, 200, (100, 90, 4), np.uint8)
+    pixels[:, :, 3] = 255
+    pixels[10:30, 20:50, 3] = 0
+    mask = np.zeros((100, 90), np.uint8)
+    mask[20:60, 40:80] = 255
+    hole = (mask > 0) | (pixels[:, :, 3] == 0)
+    wanted = np.where(hole[:, :, None], 255, pixels[:, :, :3])
+    spec = ImageInput(height=32, width=32, channels=4, color="RGBA", resize="crop", mean=(0.0,) * 4, std=(1.0,) * 4)
+    model = predictor(Painting((None, None)), Restore(holes=True), spec)
+    np.testing.assert_array_equal(model(pixels, mask=mask).pixels, wanted)
+    session = Painting((None, None))
+    model = predictor(session, Restore(holes=True), spec)
+    np.testing.assert_array_equal(model.tiled(pixels, tile=48, mask=mask).pixels, wanted)
+    assert session.seen == {(48, 48)}
+    with pytest.raises(ImageError, match="a mask is for one image"):
+        model([pixels, pixels], mask=mask)
+    with pytest.raises(ImageError, match="sharper fills no holes: leave out the mask"):
+        predictor(Doubling((None, None))).tiled(pixels[:, :, :3], mask=mask)

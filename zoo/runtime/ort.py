@@ -25,6 +25,8 @@ INSTALL = "pip install onnxruntime-gpu in place of onnxruntime"
 class OrtSession:
     """A network in ONNX Runtime. Thread-safe."""
 
+    profile = None
+
     def __init__(self, session: onnxruntime.InferenceSession, threads: int, runtime: str = "onnxruntime") -> None:
         self._session = session
         self.runtime = runtime

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ..bundle import ArtifactEntry, Bundle, open_bundle
 from ..errors import BundleError, ImageError, ZooError
 from ..inputs import Frame, ImageInput, Source, prepare_batch, read_image
 from ..lookup import find_task
+from ..reading import Picture
 from ..results import ImageResult
 from ..tasks import TaskHalf
 from ..tasks.pictures import PictureTask
 from .choosing import Choice, choose
 from .session import Session
+
+if TYPE_CHECKING:
+    from .whole import Progress, Sizes
 
 __all__ = ["Predictor", "open_artifact", "open_half", "open_predictor"]
 
@@ -51,18 +56,28 @@ class Predictor:
             )
         self._decoded = task.decodes(session.output_names)
 
-    def __call__(self, images: Source | Sequence[Source], *, batch: int = 16, mask: Source | None = None) -> Any:
+    def __call__(
+        self,
+        images: Source | Sequence[Source],
+        *,
+        batch: int = 16,
+        mask: Source | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
         """One result for one image; for a list, a list of results in its order, run in batches of ``batch``.
 
         Images: paths, encoded bytes, Pillow images, (H, W[, C]) uint8 RGB arrays. Networks that take images as they are
         give a result of the image's own size. ``mask``: of an image with a hole, an image of the same size that is
-        white there; without it the hole is where the image is transparent. Raises ImageError.
+        white there; the hole is also where the image is transparent. ``progress(done, total)`` counts the tiles of one
+        that is too large to be run at once. Raises ImageError.
         """
+        if mask is not None and isinstance(images, (list, tuple)):
+            raise ImageError("a mask is for one image, not a list")
         if mask is not None or (self.as_it_is and not isinstance(images, (list, tuple))):
-            return self._made(images, mask)  # type: ignore[arg-type]
+            return self._made(self._holed(images, mask), progress=progress)  # type: ignore[arg-type]
         if isinstance(images, (list, tuple)):
             if self.as_it_is:
-                return [self._made(image, None) for image in images]
+                return [self._made(self._holed(image, None)) for image in images]
             results: list[Any] = []
             for start in range(0, len(images), batch):
                 results += self._predict(images[start : start + batch])
@@ -74,19 +89,32 @@ class Predictor:
         """Whether the network takes images of any size at their own pixels, and makes images of them."""
         return isinstance(self.task, PictureTask) and self.input.resize == "crop" and self.input.color != "latent"
 
-    def _made(self, image: Source, mask: Source | None, **how: Any) -> ImageResult:
-        from .whole import made_of
+    def _made(self, image: Source | Picture, **how: Any) -> ImageResult:
+        """``how`` as :func:`zoo.runtime.whole.blocks` takes it."""
+        from .whole import WHOLE_PIXELS, made_of
 
         assert isinstance(self.task, PictureTask)
-        holes = bool(self.task.settings.get("holes"))
-        if mask is not None and not holes:
-            raise ImageError(f"{self.bundle.name} fills no holes: leave out the mask")
-        if holes:
-            image = _holed(image, mask, self.input)
-        sides = tuple(self.session.input_shape[2:])
-        fixed = None if None in sides else sides
+        sizes = self._sizes()
+        # an engine has the memory for its largest size, whatever that is
+        limit = WHOLE_PIXELS if sizes is None else math.prod(sizes[2])
         run = partial(self.session.run, outputs=self._decoded)
-        return made_of(run, image, self.input, self.task, **{"fixed": fixed, **how})
+        return made_of(run, image, self.input, self.task, **{"sizes": sizes, "limit": limit, **how})
+
+    def _sizes(self) -> Sizes | None:
+        """Least, usual and largest (height, width) that the network takes; None where it takes any."""
+        if self.session.profile is not None:
+            least, usual, largest = ((height, width) for *_, height, width in self.session.profile)
+            return least, usual, largest
+        *_, height, width = self.session.input_shape
+        return None if height is None or width is None else ((height, width),) * 3
+
+    def _holed(self, image: Source, mask: Source | None) -> Source:
+        """The image; of a network that fills holes with an alpha of 0 where nothing is known. Raises ImageError."""
+        if self.task.settings.get("holes"):
+            return _holed(image, mask, self.input)
+        if mask is not None:
+            raise ImageError(f"{self.bundle.name} fills no holes: leave out the mask")
+        return image
 
     def generate(self, count: int, *, seed: int = 0, label: str = "", batch: int = 64) -> list[ImageResult]:
         """``count`` images of a generator. Image i depends on (seed, i) alone; ``label``: the class, of one that is told
@@ -101,24 +129,42 @@ class Predictor:
             results += self._predict(drawn[start : start + batch])
         return results
 
-    def tiled(self, image: Source, *, tile: int | None = None, overlap: int | None = None) -> Any:
+    def tiled(
+        self,
+        image: Source,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        mask: Source | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
         """One result for one image of any size, cut into overlapping tiles that the network sees at their own pixels.
 
         ``tile``: side of a tile in pixels, by default the network's input size; another one needs a graph of open
-        size (``zoo export --dynamic-size``). ``overlap``: by default 64, or a quarter of a smaller tile.
-        Raises ImageError, BundleError.
+        size (``zoo export --dynamic-size``). ``overlap``: by default 64, or a quarter of a smaller tile. ``mask`` and
+        ``progress`` as in a call. Raises ImageError, BundleError.
         """
-        if self.as_it_is:
-            height, width = self.session.input_shape[2:]
-            if tile is not None and (height, width) not in ((None, None), (tile, tile)):
-                raise BundleError(
-                    f"{self.bundle.name} takes tiles of {width}x{height} pixels: leave out the tile's size, or export with --dynamic-size"
-                )
-            side = {"fixed": (tile, tile)} if tile is not None else {}
-            return self._made(image, None, limit=0, overlap=overlap, **side)
-        from .tiles import predict_tiled
+        holed = self._holed(image, mask)
+        if not self.as_it_is:
+            from .tiles import predict_tiled
 
-        return predict_tiled(self, image, tile=tile, overlap=overlap)
+            return predict_tiled(self, image, tile=tile, overlap=overlap)
+        sizes = self._sizes()
+        if tile is not None:
+            if sizes is not None and not all(a <= tile <= b for a, b in zip(sizes[0], sizes[2], strict=True)):
+                raise BundleError(self._other_sizes(sizes, tile))
+            sizes = ((tile, tile),) * 3
+        # one that has been given its holes is decoded already
+        source = Picture(image, self.input) if holed is image else holed
+        return self._made(source, sizes=sizes, limit=0, overlap=overlap, progress=progress)
+
+    def _other_sizes(self, sizes: Sizes, tile: int) -> str:
+        least, largest = (f"{width}x{height}" for height, width in (sizes[0], sizes[2]))
+        if least == largest:
+            takes, cure = least, "leave out the tile's size, or export with --dynamic-size"
+        else:
+            takes, cure = f"{least} to {largest}", "give one of these, or export with other sizes"
+        return f"{self.bundle.name} takes {takes} pixels, not tiles of {tile}x{tile}: {cure}"
 
     def _predict(self, images: Sequence[Source]) -> list[Any]:
         tensor, frames = self.prepare(images)
@@ -157,7 +203,7 @@ def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
                 f"the mask has {hole.width}x{hole.height} pixels, the image {pixels.width}x{pixels.height}: give one of the same size"
             )
         pixels = pixels.copy()
-        pixels.putalpha(hole.point([255] * 128 + [0] * 128))
+        pixels.putalpha(ImageChops.darker(pixels.getchannel("A"), hole.point([255] * 128 + [0] * 128)))
     if np.asarray(pixels.getchannel("A")).min() > 127:
         raise ImageError(
             "the image has no hole: give a mask (white is the hole), or an image that is transparent there"

@@ -25,6 +25,9 @@ class Session(Protocol):
     output_names: tuple[str, ...]
     input_shape: tuple[int | None, ...]
     """(N, C, H, W) that it takes; None where it takes any."""
+    profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None
+    """Least, usual and largest shape of the input, of what is built for a range of them; None where ``input_shape`` says
+    it all."""
 
     def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """(N, C, H, W) float32 to the named outputs (all by default). The caller owns what comes back."""

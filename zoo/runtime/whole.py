@@ -19,11 +19,15 @@ from ..results import ImageResult
 from ..tasks.pictures import PictureTask
 from .tiles import _starts, _weights
 
-__all__ = ["WHOLE_PIXELS", "blocks", "made_of"]
+__all__ = ["WHOLE_PIXELS", "Progress", "Sizes", "blocks", "made_of"]
 
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Read = Callable[[int, int, int, int], np.ndarray]
 """Left, top, right, bottom of a box inside the image to its (C, H, W) float32."""
+Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Least, usual and largest (height, width) that a graph takes; all the same where it takes one."""
+Progress = Callable[[int, int], None]
+"""Is told how many tiles are done, and of how many."""
 
 WHOLE_PIXELS = 1 << 20
 """Larger images are cut into tiles: activations of a megapixel in 64 channels are 256 MB a layer."""
@@ -41,30 +45,29 @@ def blocks(
     *,
     scale: int = 1,
     multiple: int = 1,
-    fixed: tuple[int, int] | None = None,
+    sizes: Sizes | None = None,
     overlap: int | None = None,
     limit: int = WHOLE_PIXELS,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """What a network makes of an image of ``height x width`` pixels, part by part as it is done: each part's top and
     left, and its (C', H, W) float32. Together they are the image times ``scale``, and none covers another.
 
-    Where the graph's size is open (``fixed`` is None) and the image has at most ``limit`` pixels it is run at once,
-    reflected at the right and below until ``multiple`` divides its sides. Otherwise it is cut into tiles of ``fixed``
-    (height, width) pixels, or of ``TILE``, that share ``overlap`` pixels (64, or a quarter of a smaller tile) and are
-    blended there: exact where the network sees no further than 3/8 of the overlap, and without a step anywhere. Held
-    are a tile, and the rows of the result that two rows of tiles share: 4 bytes x channels x width x overlap, times the
-    square of ``scale`` (x tile height at most, where the last row is shifted far inward). Tiles begin at multiples of
-    ``multiple``, for which the overlap grows where it must. ``progress(done, total)`` counts tiles. Raises ZooError
-    where ``overlap`` is beyond 3/4 of a tile, or ``multiple`` does not divide one; BundleError where the network makes
-    something else, or fails.
+    An image of at most ``limit`` pixels is run at once, reflected at the right and below until ``multiple`` divides its
+    sides, if the graph takes that: ``sizes`` says what it takes, and is None where that is any. Otherwise the image is
+    cut into tiles of the usual size, or of ``TILE``, that share ``overlap`` pixels (64, or a quarter of a smaller tile)
+    and are blended there: exact where the network sees no further than 3/8 of the overlap, and without a step anywhere.
+    Tiles begin at multiples of ``multiple``, for which the overlap grows where it must. Held are a tile, and the rows of
+    the result that two rows of tiles share: 4 bytes x channels x width x overlap, times the square of ``scale`` (x tile
+    height at most, where the last row is shifted far inward).
+
+    Raises ZooError where ``overlap`` is beyond 3/4 of a tile, or ``multiple`` does not divide one; BundleError where the
+    network makes something else, or fails.
     """
-    high, wide = (-(-side // multiple) * multiple for side in (height, width))
-    if fixed is None and height * width <= limit:
-        tall, broad, overlap = high, wide, 0
-    else:
-        tall, broad = fixed or (-(-TILE // multiple) * multiple,) * 2
-        overlap = _overlap(tall, broad, overlap, multiple)
+    high, wide = (_up(side, multiple) for side in (height, width))
+    at_once = height * width <= limit and (sizes is None or _within((high, wide), sizes))
+    tall, broad = (high, wide) if at_once else _tile(sizes, multiple)
+    overlap = 0 if at_once else _overlap(tall, broad, overlap, multiple)
     # a network that halves its input sees the same grid in every tile only where tiles begin at a multiple
     rows = [(y * scale, (y + tall) * scale) for y in _starts(max(high, tall), tall, overlap)]
     columns = [(x * scale, (x + broad) * scale) for x in _starts(max(wide, broad), broad, overlap)]
@@ -90,7 +93,8 @@ def blocks(
             strip = part[:, :, done:].copy()
             carry[:, : bottom - top - ready, left : left + done] = part[:, ready:, :done]
             yield top, left, part[:, :ready, :done][:, : height * scale - top, : width * scale - left]
-            progress(r * len(columns) + c + 1, len(rows) * len(columns))
+            if progress is not None:
+                progress(r * len(columns) + c + 1, len(rows) * len(columns))
 
 
 def made_of(
@@ -125,6 +129,23 @@ def made_of(
             pixels[top + y : top + y + len(done), left : left + done.shape[1]] = done
     result = ImageResult(pixels=pixels, box=(0, 0, picture.width, picture.height))
     return half.compose(image, result) if isinstance(image, Image.Image) else result
+
+
+def _up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def _within(size: tuple[int, int], sizes: Sizes) -> bool:
+    least, _, largest = sizes
+    return all(a <= side <= b for a, side, b in zip(least, size, largest, strict=True))
+
+
+def _tile(sizes: Sizes | None, multiple: int) -> tuple[int, int]:
+    """(height, width) of the tiles."""
+    if sizes is None:
+        return _up(TILE, multiple), _up(TILE, multiple)
+    (low, narrow), (high, wide), _ = sizes
+    return max(high // multiple * multiple, low), max(wide // multiple * multiple, narrow)
 
 
 def _overlap(tall: int, broad: int, overlap: int | None, multiple: int) -> int:
