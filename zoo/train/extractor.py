@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PluginError, UnknownName, ZooError
+from ..errors import CheckpointError, PluginError, UnknownName, ZooError
+from ..files import sha256_file
 from ..inputs import ImageInput, preprocess_batch
 from ..registry import get_registry
 from ..specs import Architecture, Weights
-from .models import open_model
+from .models import TENSORS, Model, find_checkpoint, open_model, task_of
 
 __all__ = ["Extractor", "architecture_and_tag", "open_extractor", "reason"]
 
@@ -48,7 +49,8 @@ def open_extractor(name: str = RANDOM) -> Extractor:
     measure, and an honest one where no weights are at hand (Naeem et al. 2020, arXiv:2002.09797, find it usable off natural
     images). Otherwise an image classifier of the zoo, ``NAME`` or ``NAME:FILE`` with its weights: the features before its head.
 
-    Raises UnknownName, CheckpointError (offline: give a file).
+    ``NAME`` may carry the tag of timm's weights (``mobilenetv2_100.ra_in1k``), and may be a checkpoint. Raises UnknownName,
+    PluginError, CheckpointError (offline: give a file).
     """
     if name in ("", RANDOM):
         plain = ImageInput(
@@ -60,13 +62,35 @@ def open_extractor(name: str = RANDOM) -> Extractor:
             std=(0.5,) * 3,
         )
         return Extractor("random convolutions (seed 0)", _Random(), plain)
-    architecture, _, file = name.partition(":")
-    model = open_model(architecture, weights=file or "pretrained")
-    if model.task.name != "classify":
-        raise PluginError(f"{architecture} is for task {model.task.name}: features are those of an image classifier")
-    squash = replace(model.input, resize="squash", crop=1.0)  # the rim of an image counts too
+    source, _, file = name.partition(":")
+    folder = find_checkpoint(source)
+    tag = None
+    if folder is None:
+        architecture, tag = architecture_and_tag(source)
+        source = architecture.name
+    elif file:
+        raise CheckpointError(f"{source} is a checkpoint and brings its own weights: leave out :{file}")
+    task = task_of(source)
+    if task != "classify":
+        raise PluginError(f"{source} is for task {task}: features are those of an image classifier")
+    if file == "none":
+        raise CheckpointError(f"{name}: untrained weights are others each time: give a file, or `{RANDOM}` alone")
+    recipe = tag.input if tag is not None else None
+    try:
+        model = open_model(
+            source,
+            weights=file or (tag.name if tag is not None else "pretrained"),
+            size=(recipe.height, recipe.width) if recipe is not None else None,
+        )
+    except CheckpointError as error:
+        if "--weights" not in str(error):
+            raise
+        wanted = name.partition(":")[0]
+        raise CheckpointError(f"{reason(error)}: give the file of its weights with --features {wanted}:FILE") from None
+    digest = sha256_file(folder / TENSORS) if folder is not None else model.provenance["weights"]["sha256"]
+    squash = replace(recipe or model.input, resize="squash", crop=1.0)  # the rim of an image counts too
     return Extractor(
-        f"{model.architecture.name} ({model.weights} weights)", _Features(model.network, model.head), squash
+        f"{model.architecture.name} ({model.weights} weights, sha256 {digest[:8]})", _Features(model), squash
     )
 
 
@@ -99,18 +123,29 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 class _Features(nn.Module):
-    """What a classifier's head is given."""
+    """What a classifier's heads are given: (N, C, H, W) to (N, D)."""
 
-    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.network = network
-        self._seen: list[Tensor] = []
-        head.register_forward_pre_hook(lambda module, args: self._seen.append(args[0]))
+        self.network = model.network
+        self.seen: Tensor | None = None
+        # timm says how several heads go together
+        self.timm = type(model.network).__module__.startswith("timm.")
+        if not self.timm:
+            model.head.register_forward_pre_hook(self._see)
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.seen = args[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        self._seen.clear()
-        self.network(x)
-        return self._seen[0].flatten(2).mean(dim=2) if self._seen[0].ndim > 2 else self._seen[0]
+        if self.timm:
+            found: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+        else:
+            self.network(x)
+            if self.seen is None:
+                raise PluginError("the network does not call its head as a module: its features cannot be told")
+            found, self.seen = self.seen, None
+        return found.flatten(2).mean(dim=2) if found.ndim > 2 else found
 
 
 class _Random(nn.Module):
