@@ -13,11 +13,13 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 pytest.importorskip("zoo_timm")
 
+from zoo.data import open_data
 from zoo.errors import CheckpointError, PluginError, UnknownName
-from zoo.inputs import preprocess_batch
+from zoo.inputs import preprocess_batch, read_image
 from zoo.parity.evidence import natural_images
 from zoo.registry import get_registry
-from zoo.specs import Architecture
+from zoo.specs import Architecture, ImageInput
+from zoo.tasks.distances import fid, kid
 from zoo.train.extractor import open_extractor
 from zoo.train.models import load_checkpoint, open_model, save_checkpoint
 
@@ -133,3 +135,56 @@ def test_no_batch_is_kept(checkpoint: Path) -> None:
     held = [value for module in extractor._network.modules() for value in vars(module).values()]
     held += [item for value in held if isinstance(value, list) for item in value]
     assert not any(isinstance(value, torch.Tensor) for value in held)
+
+
+class Given(torch.nn.Module):
+    """A network of torchmetrics that is given the features for images."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_features = size
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def by_torchmetrics(made: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """KID over all images, and FID."""
+    # torchmetrics.image itself leaves both out where torch-fidelity is absent, whose network is not used here
+    kernel, frechet = (pytest.importorskip(f"torchmetrics.image.{name}") for name in ("kid", "fid"))
+    count, size = real.shape
+    metrics = (
+        kernel.KernelInceptionDistance(Given(size), subsets=1, subset_size=count),
+        frechet.FrechetInceptionDistance(Given(size)),
+    )
+    for metric in metrics:
+        metric.update(torch.from_numpy(made.astype(np.float64)), real=False)
+        metric.update(torch.from_numpy(real.astype(np.float64)), real=True)
+    return float(metrics[0].compute()[0]), float(metrics[1].compute())
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_distances_are_those_of_torchmetrics(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    made, real = rng.standard_normal((80, 16)).astype(np.float32) + np.float32(shift), rng.standard_normal((80, 16))
+    expected_kid, expected_fid = by_torchmetrics(made, real)
+    assert kid(made, real)[0] == pytest.approx(expected_kid, rel=1e-6)
+    assert fid(made, real) == pytest.approx(expected_fid, rel=1e-6)
+
+
+@pytest.mark.assets
+def test_real_features_tell_digits_from_clothes(assets: Path) -> None:
+    extractor = open_extractor(f"mobilenetv2_100:{assets / 'weights' / 'mobilenetv2_100.imagenet1k.safetensors'}")
+    clothes, digits = (
+        [np.asarray(read_image(s.image, ImageInput(height=28, width=28))) for s in open_data(assets / name).val[:count]]
+        for name, count in (("fashion-mnist", 48), ("mnist", 24))
+    )
+    features = extractor([*clothes, *digits])
+    some, others, far = features[:24], features[24:48], features[48:]
+    assert features.shape == (72, 1280)
+    expected_kid, expected_fid = by_torchmetrics(far, some)
+    assert kid(far, some)[0] == pytest.approx(expected_kid, rel=1e-6)
+    assert fid(far, some) == pytest.approx(expected_fid, rel=1e-6)
+    near, apart = kid(others, some), kid(far, some)
+    assert apart[1] > near[2], "digits are further from clothes than clothes are, intervals and all"
+    assert fid(far, some) > 2 * fid(others, some)
