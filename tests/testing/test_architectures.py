@@ -11,10 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn
 
+from zoo.errors import ZooError
 from zoo.hookspecs import hookimpl
 from zoo.registry import Registry, get_registry
 from zoo.specs import Architecture, ImageInput
 from zoo.testing import ArchitectureTests, architectures
+from zoo.train.players import Batch, Players, Rules, Turn
 
 INPUT = ImageInput(height=8, width=8, resize="squash")
 
@@ -85,6 +87,87 @@ class Fourier(Good):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(torch.fft.rfft(x, n=x.shape[-1]).real)
+
+
+class Painter(Players):
+    """A generator of images against a critic of them; it learns by two losses."""
+
+    players = ("critic", "generator")
+    losses = ("l1", "adversarial")
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Conv2d(in_channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+        self.critic = nn.Conv2d(3, 1, 3)
+
+    def takes_turn(self, player: str, step: int, rules: Rules) -> bool:
+        return player == "critic" if rules.loss != "l1" and step % 5 else player == "generator" or rules.loss != "l1"
+
+    def play(self, player: str, batch: Batch, rules: Rules, shared: dict[str, Any]) -> Turn:
+        made = self(batch.input)
+        if player == "critic":
+            return Turn(
+                losses={"critic": self.critic(made.detach()).mean() - self.critic(batch.target).square().mean()}
+            )
+        error = (made - batch.target).abs().mean()
+        return Turn(losses={"l1": error if rules.loss == "l1" else error - self.critic(made).mean()})
+
+
+class Refusing(Painter):
+    def play(self, player: str, batch: Batch, rules: Rules, shared: dict[str, Any]) -> Turn:
+        if rules.loss == "adversarial":
+            raise ZooError("batch norm mixes the images")
+        return super().play(player, batch, rules, shared)
+
+
+class RefusingAll(Refusing):
+    players = ("generator",)
+    losses = ("adversarial",)
+
+
+class Wild(Painter):
+    """Its loss is finite, and the slope of it is not."""
+
+    def play(self, player: str, batch: Batch, rules: Rules, shared: dict[str, Any]) -> Turn:
+        turn = super().play(player, batch, rules, shared)
+        return Turn(losses={**turn.losses, "root": (self.generator[0].weight * 0).square().sum().sqrt()})
+
+
+class Unmoved(Painter):
+    """Of what its generator makes the critic looks at none, and neither does the loss."""
+
+    def play(self, player: str, batch: Batch, rules: Rules, shared: dict[str, Any]) -> Turn:
+        turn = super().play(player, batch, rules, shared)
+        return Turn(losses={name: loss * (player != "generator") for name, loss in turn.losses.items()})
+
+
+class Watching(Painter):
+    """Nobody moves under one of its losses."""
+
+    def takes_turn(self, player: str, step: int, rules: Rules) -> bool:
+        return rules.loss == "l1"
+
+
+class Steps(Painter):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 255
+
+
+class Turned(Painter):
+    """Height and width change places, which no square image tells."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).transpose(2, 3)
+
+
+class Grey(Painter):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, :1]
+
+
+class Precise(Painter):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).double()
 
 
 @pytest.fixture
@@ -158,6 +241,73 @@ def test_broken_networks_are_caught(kit: Any, network: type[nn.Module], check: s
 def test_a_fixed_channel_count_is_caught(kit: Any) -> None:
     with pytest.raises(RuntimeError, match="channels"):
         run(kit(ThreeChannelsOnly), "test_builds_for_any_classes_and_channels", 7, 1)
+
+
+PHOTO = ImageInput(height=12, width=12, resize="crop", mean=(0.0,) * 3, std=(1.0,) * 3)
+RESTORES: dict[str, Any] = {"task": "restore", "input": PHOTO, "head": "", "classes": False}
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Painter, ""),
+        (Refusing, "adversarial is refused, and not listed as such: batch norm mixes"),
+        (Wild, "l1, generator: the gradient of generator.0.weight is not finite"),
+        (Unmoved, "l1, generator: the gradient of generator.0.weight, generator.1.weight, .* is zero"),
+        (Watching, "adversarial: nobody takes a turn"),
+    ],
+)
+def test_each_turn_of_players_moves_all_that_it_should(kit: Any, network: type[nn.Module], words: str) -> None:
+    tests = kit(network, **RESTORES)
+    if not words:
+        run(tests, "test_gradients_reach_every_parameter")
+        return
+    with pytest.raises(AssertionError, match=words):
+        run(tests, "test_gradients_reach_every_parameter")
+
+
+@pytest.mark.parametrize(
+    ("network", "refuses", "words"),
+    [
+        (Refusing, {"adversarial": "batch norm"}, "no turn of {'critic'} was seen under any loss"),
+        (RefusingAll, {"adversarial": "spectral norm"}, "for another reason than 'spectral norm': batch norm mixes"),
+        (Painter, {"adversarial": "batch norm"}, "listed as refused, but all turns were taken"),
+        (Painter, {"hinge": "batch norm"}, "listed as refused, but no loss of this network: hinge"),
+    ],
+)
+def test_a_loss_is_refused_as_it_is_listed(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, network: type[nn.Module], refuses: dict[str, str], words: str
+) -> None:
+    tests = kit(network, **RESTORES)
+    monkeypatch.setattr(tests, "refuses", refuses, raising=False)
+    with pytest.raises(AssertionError, match=words):
+        run(tests, "test_gradients_reach_every_parameter")
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Steps, "0 is black, 1 is white"),
+        (Turned, r"makes \(2, 3, 15, 12\) of \(2, 3, 12, 15\): it should be \(2, 3, 12, 15\)"),
+        (Grey, r"makes \(2, 1, 12, 12\)"),
+        (Precise, "float64, not float32"),
+    ],
+)
+def test_what_is_made_is_an_image_of_the_right_size(
+    kit: Any, tmp_path: Any, network: type[nn.Module], words: str
+) -> None:
+    with pytest.raises(AssertionError, match=words):
+        run(kit(network, **RESTORES), "test_makes_images_of_every_size", tmp_path)
+
+
+def test_a_graph_of_open_size_is_compared(kit: Any, tmp_path: Any) -> None:
+    pytest.importorskip("onnx")
+    tests = kit(Painter, **RESTORES)
+    run(tests, "test_makes_images_of_every_size", tmp_path)
+    export = tests.export
+    tests.export = lambda record, folder, **options: export(record, folder)
+    with pytest.raises(Exception, match=r"(?i)dimension"):
+        run(tests, "test_makes_images_of_every_size", tmp_path)
 
 
 @pytest.mark.parametrize(
