@@ -187,4 +187,4 @@ def test_real_features_tell_digits_from_clothes(assets: Path) -> None:
     assert fid(far, some) == pytest.approx(expected_fid, rel=1e-6)
     near, apart = kid(others, some), kid(far, some)
     assert apart[1] > near[2], "digits are further from clothes than clothes are, intervals and all"
-    assert fid(far, some) > 2 * fid(others, some)
+    assert fid(far, some) > 1.5 * fid(others, some), "biased upwards for so few, both"
