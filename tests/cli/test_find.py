@@ -66,6 +66,19 @@ def test_show_says_everything(zoo) -> None:
     assert "61,706" in zoo("show", "lenet").stdout
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("dcgan", "N(0, 1)"), ("dcgan-conditional", "N(0, 1), and a class")])
+def test_show_says_what_a_generator_makes(zoo, name: str, drawn: str) -> None:
+    lines = zoo("show", name).stdout.splitlines()
+    rows = {key: " ".join(rest) for key, *rest in map(str.split, lines) if rest}
+    assert rows["input"] == f"100 latents, drawn from {drawn}"
+    assert rows["makes"].startswith("3x32x32 RGB")
+    assert rows["GMACs"].endswith("for one image of 3x32x32")
+    assert "values" not in rows and max(map(len, lines)) < 120
+    data = json.loads(zoo("show", name, "--json").stdout)
+    assert (data["makes"]["height"], data["makes"]["color"], data["input"]["channels"]) == (32, "RGB", 100)
+    assert json.loads(zoo("show", "resnet", "--json").stdout)["makes"] is None
+
+
 def test_show_names_the_nearest(zoo) -> None:
     assert "mobilenetv2_100 or" in zoo("show", "mobilenetv2_10O", check=2).stderr
 

@@ -22,6 +22,8 @@ def _giga(count: int) -> str:
 
 
 def _size(spec: ImageInput) -> str:
+    if spec.color == "latent":
+        return f"{spec.channels} latents"
     return f"{spec.channels}x{spec.height}x{spec.width}"
 
 
@@ -35,6 +37,7 @@ def _record(spec: Architecture) -> dict[str, Any]:
         "parameters": spec.parameters or None,
         "macs": spec.macs or None,
         "input": spec.input.to_dict(),
+        "makes": spec.makes.to_dict() if spec.makes else None,
         "head": spec.head,
         "license": spec.license,
         "paper": spec.paper,
@@ -110,17 +113,16 @@ def show_command(name: str, as_json: bool) -> None:
         emit_json(_record(spec))
         return
     plugin = get_registry().owner(Architecture, spec.name)
-    i = spec.input
-    values = f"mean {', '.join(f'{m:g}' for m in i.mean)}; std {', '.join(f'{s:g}' for s in i.std)}"
+    i, makes = spec.input, spec.makes
     rows = [
         ("name", spec.name + (f"  ({name} means {spec.name})" if name != spec.name else "")),
         ("short names", ", ".join(spec.aliases)),
         ("what", spec.summary),
         ("task", spec.task),
         ("parameters", f"{spec.parameters:,}" if spec.parameters else "not counted"),
-        ("GMACs", f"{_giga(spec.macs)} for one image of {_size(i)}" if spec.macs else "not counted"),
-        ("input", f"{_size(i)} {i.color}, {i.resize}, {i.interpolation}, keeps {100 * i.crop:g} %"),
-        ("values", f"(pixel / {i.peak:g} - mean) / std; {values}"),
+        ("GMACs", f"{_giga(spec.macs)} for one image of {_size(makes or i)}" if spec.macs else "not counted"),
+        *_input_rows(spec),
+        ("makes", f"{_size(makes)} {makes.color}, or what --size and --channels say" if makes else ""),
         ("head", spec.head),
         ("licence of the code", spec.license or "not stated"),
         ("paper", spec.paper),
@@ -150,6 +152,17 @@ def show_command(name: str, as_json: bool) -> None:
             ["weights", "", "classes", "input", "licence", "from"],
         )
     )
+
+
+def _input_rows(spec: Architecture) -> list[tuple[str, str]]:
+    i = spec.input
+    if i.color == "latent":
+        return [("input", f"{_size(i)}, drawn from N(0, 1){', and a class' if spec.classes else ''}")]
+    values = f"mean {', '.join(f'{m:g}' for m in i.mean)}; std {', '.join(f'{s:g}' for s in i.std)}"
+    return [
+        ("input", f"{_size(i)} {i.color}, {i.resize}, {i.interpolation}, keeps {100 * i.crop:g} %"),
+        ("values", f"(pixel / {i.peak:g} - mean) / std; {values}"),
+    ]
 
 
 @click.command("plugins")
