@@ -69,7 +69,7 @@ def test_show_says_everything(zoo) -> None:
 @pytest.mark.parametrize(("name", "drawn"), [("dcgan", "N(0, 1)"), ("dcgan-conditional", "N(0, 1), and a class")])
 def test_show_says_what_a_generator_makes(zoo, name: str, drawn: str) -> None:
     lines = zoo("show", name).stdout.splitlines()
-    rows = {key: " ".join(rest) for key, *rest in map(str.split, lines) if rest}
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line}
     assert rows["input"] == f"100 latents, drawn from {drawn}"
     assert rows["makes"].startswith("3x32x32 RGB")
     assert rows["GMACs"].endswith("for one image of 3x32x32")

@@ -11,7 +11,7 @@ from PIL import Image
 from zoo.data import Dataset, Sample
 from zoo.data.degrading import Degraded
 from zoo.data.targets import Picture
-from zoo.errors import DataError, OutputError, UnknownName
+from zoo.errors import DataError, OutputError, UnknownName, ZooError
 from zoo.inputs import frame, prepare
 from zoo.parity.evidence import natural_images
 from zoo.results import ImageResult
@@ -308,6 +308,8 @@ def test_latents_of_classes_are_one_hot() -> None:
     assert np.array_equal(dogs[:, :8], drawn[:, :8]), "the same noise, another class"
     with pytest.raises(UnknownName, match="dgo"):
         latents(spec, labels, 1, label="dgo")
+    with pytest.raises(ZooError, match="is told no classes: leave out the label 'dog'"):
+        latents(spec, (), 1, label="dog")
 
 
 def test_generators_are_judged_on_latents_beside_real_images() -> None:
@@ -385,8 +387,24 @@ def test_an_image_is_saved_or_the_reason_told(tmp_path: Path) -> None:
             result.save(tmp_path / name)
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    for settings in ({"scale": 0}, {"multiple": 0}):
-        with pytest.raises(ValueError, match="at least 1"):
-            Restore(**settings)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scale": 0}, "scale 0: it is a whole number from 1 on"),
+        ({"multiple": 0}, "multiple 0: it is a whole number from 1 on"),
+        ({"scale": 1.5}, "scale 1.5: it is a whole number"),
+        ({"scale": "2"}, "scale '2': it is a whole number"),
+        ({"holes": True, "scale": 2}, "filled at its own size: scale is 1, not 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ZooError, match=words):
+        Restore(**settings)  # type: ignore[arg-type]
+
+
+def test_settings_are_those_that_a_task_knows() -> None:
     assert Restore(**Restore(scale=2, multiple=4, degrade="area").settings).settings["scale"] == 2
+    assert Translate(**Translate(multiple=4).settings).multiple == 4
+    for task in (Translate, Restore, Generate):
+        with pytest.raises(TypeError, match="colour"):
+            task(colour="red")  # type: ignore[call-arg]

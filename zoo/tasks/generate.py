@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import Dataset, Sample
-from ..errors import UnknownName
+from ..errors import UnknownName, ZooError
 from ..inputs import Frame, ImageInput
 from ..results import ImageResult
 from . import Outputs
@@ -26,8 +26,10 @@ def latents(spec: ImageInput, labels: Sequence[str], count: int, seed: int = 0, 
     """``count`` inputs (1, 1, Z[+K]) float32 of a generator: Z values from N(0, 1) and, where it is told one of the K
     ``labels``, the class, one-hot. Image i depends on (seed, i) alone. Without ``label`` the classes take turns.
 
-    Raises UnknownName for a label that is none.
+    Raises UnknownName for a label that is none, ZooError for a label where there are no classes.
     """
+    if label and not labels:
+        raise ZooError(f"this generator is told no classes: leave out the label '{label}'")
     if label and label not in labels:
         raise UnknownName("label", label, labels)
     found = []

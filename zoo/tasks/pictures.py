@@ -14,7 +14,7 @@ from PIL import Image
 from ..data import Dataset
 from ..data.reading import upright_size
 from ..data.targets import Picture
-from ..errors import DataError
+from ..errors import DataError, ZooError
 from ..inputs import Frame, ImageInput
 from ..results import ImageResult
 from . import Outputs
@@ -75,11 +75,14 @@ class PictureTask:
     on_luma = False
     """Whether colours are compared by their luma alone."""
 
-    def __init__(self, *, scale: int = 1, multiple: int = 1, **settings: Any) -> None:
-        if scale < 1 or multiple < 1:
-            raise ValueError(f"scale and multiple are at least 1, not {scale} and {multiple}")
-        self.scale, self.multiple = int(scale), int(multiple)
-        self.settings: dict[str, Any] = {"scale": self.scale, "multiple": self.multiple, **settings}
+    def __init__(self, *, scale: int = 1, multiple: int = 1) -> None:
+        """``scale``: how many times larger images are made; ``multiple``: what the input's sides divide by. Raises
+        ZooError where a setting is out of range."""
+        for name, value in (("scale", scale), ("multiple", multiple)):
+            if not isinstance(value, int) or value < 1:
+                raise ZooError(f"{name} {value!r}: it is a whole number from 1 on")
+        self.scale, self.multiple = scale, multiple
+        self.settings: dict[str, Any] = {"scale": scale, "multiple": multiple}
 
     def decodes(self, available: Sequence[str]) -> list[str]:
         return ["output"]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import Dataset
+from ..errors import ZooError
 from ..inputs import ImageInput
 from ..results import ImageResult
 from .pictures import PictureTask
@@ -26,12 +27,14 @@ class Restore(PictureTask):
     on_luma = True
 
     def __init__(self, *, scale: int = 1, multiple: int = 1, holes: bool = False, degrade: str = "") -> None:
-        """``degrade``: how images are damaged of which only the good form is at hand (:mod:`zoo.data.degrading`)."""
+        """``degrade``: how images are damaged of which only the good form is at hand (:mod:`zoo.data.degrading`). Raises
+        ZooError where a setting is out of range."""
+        super().__init__(scale=scale, multiple=multiple)
         if holes and scale != 1:
-            raise ValueError(f"an image with holes is filled at its own size: scale is 1, not {scale}")
+            raise ZooError(f"an image with holes is filled at its own size: scale is 1, not {scale}")
         self.holes = holes
         self.degrade = degrade or ("holes" if holes else f"bicubic:{scale}" if scale > 1 else "noise:25")
-        super().__init__(scale=scale, multiple=multiple, holes=holes, degrade=self.degrade)
+        self.settings |= {"holes": holes, "degrade": self.degrade}
 
     def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
         """Good images alone are damaged here, each in the same way every time. Raises DataError for a pair of another
