@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +110,50 @@ def test_outside_the_hole_every_pixel_is_the_photos(zoo: Run, bundles: Path, tmp
     see_through = np.dstack((pixels, 255 - hole))
     model = load(painter, artifact=precision)
     np.testing.assert_array_equal(model(see_through).pixels, painted)
+
+
+def on_a_terminal(*arguments: object) -> tuple[str, str]:
+    """Standard output, and what a terminal is given on standard error."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "zoo", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        out, said = process.stdout.read(), b""
+        with contextlib.suppress(OSError):  # what a terminal says at its end
+            while block := os.read(ours, 4096):
+                said += block
+    os.close(ours)
+    return out, said.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_bar_counts_tiles_and_images_on_a_terminal_alone(zoo: Run, bundles: Path, tmp_path: Path) -> None:
+    """Also: a mask goes with tiles."""
+    painter = made(
+        zoo, bundles, "inpaint-partial", "--option", "width=8", "--option", "depth=2", "--size", "32", "--precision", "fp32,int8"
+    )  # fmt: skip
+    hole = np.zeros((61, 83), np.uint8)
+    hole[20:40, 30:60] = 255
+    pixels = natural_images(1, 61, 83, 3, seed=1)[0]
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(np.dstack((pixels, 255 - hole))[:30, 20:50]).save(tmp_path / "small.png")
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    one = ("run", painter, tmp_path / "photo.png", "--mask", tmp_path / "hole.png", "--overlap", 16)
+    out, said = on_a_terminal(*one)
+    assert "83 x 61 pixels" in out
+    shares = [int(share) for share in re.findall(r"running  \[.*?(\d+)%", said)]
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert on_a_terminal(*one, "--json")[1] == ""
+    assert zoo(*one).stderr == ""
+    assert on_a_terminal("run", painter, tmp_path / "small.png")[1] == "", "one tile takes no time"
+    said = on_a_terminal("run", painter, tmp_path / "small.png", tmp_path / "photo.png", "--threads", 1)[1]
+    assert re.search(r"\r\x1b\[Kzoo: error: \S*photo.png has no hole[^\r]*\r\n", said), "over the bar, not behind it"
+    assert "100%" in said
 
 
 def test_holes_that_are_none(zoo: Run, bundles: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import glob
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from ..files import new_folder, write_bytes
 from ..inputs import read_image
 from ..reading import viewable
 from ..runtime import load
-from .common import note, table
+from .common import note, progress, table
 
 if TYPE_CHECKING:
     from ..runtime.predictor import Predictor
@@ -148,23 +150,24 @@ def command(
     makes = hasattr(predictor.task, "compose")
     if not makes:
         _refuse(f"{predictor.bundle.name} makes no images", {"--mask": mask, "--compare": compare or None})
-    if mask is not None and (len(paths) > 1 or tile is not None or overlap is not None):
-        raise click.UsageError("--mask is for one image, without --tile and --overlap")
+    if mask is not None and len(paths) > 1:
+        raise click.UsageError("--mask is for one image")
     single = out is not None and makes and len(paths) == 1 and Path(out).suffix.lower() in _PICTURES
     rows: list[list[Any]] = []
     bad = 0
-    with new_folder(Path(out)) if out and not single else nullcontext() as folder:
+    tiled = tile is not None or overlap is not None
+    ask = partial(predictor.tiled, tile=tile, overlap=overlap) if tiled else predictor
+    with (
+        new_folder(Path(out)) if out and not single else nullcontext() as folder,
+        _bar(len(paths), shown=not as_json) as advance,
+    ):
         for index, path in enumerate(paths):
+            advance(index)
             try:
-                if mask is not None:
-                    result = predictor(path, mask=mask)
-                elif tile is None and overlap is None:
-                    result = predictor(path)
-                else:
-                    result = predictor.tiled(path, tile=tile, overlap=overlap)
+                result = ask(path, mask=mask, progress=partial(advance, index))
             except ImageError as error:
                 bad += 1
-                note(f"zoo: error: {error}")
+                note(f"{OVER if sys.stderr.isatty() else ''}zoo: error: {error}")
                 if as_json:
                     click.echo(json.dumps({"image": str(path), "error": str(error)}, ensure_ascii=False))
                 continue
@@ -181,6 +184,7 @@ def command(
                 _write(Path(out or ""), _made(path, predictor, result, compare))
             elif folder is not None:
                 _draw(folder, path, predictor, result, compare)
+        advance(len(paths))
     if rows and makes:
         click.echo(table(rows, ["image", "made"]))
     elif rows:
@@ -193,6 +197,27 @@ def command(
     if bad:
         note(f"{bad} of {len(paths)} images could not be read")
     return 2 if bad else 0
+
+
+@contextmanager
+def _bar(images: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """Gives a function that takes how many images are done, and of the next one how many tiles of how many. The bar is
+    for a terminal, and for what takes its time: several images, or several tiles."""
+    with ExitStack() as stack:
+        update: Callable[[int], None] | None = None
+
+        def advance(image: int, done: int = 0, tiles: int = 1) -> None:
+            nonlocal update
+            if not shown or not sys.stderr.isatty() or (images == tiles == 1):
+                return
+            update = update or stack.enter_context(progress("running", 100 * images))
+            update(100 * image + 100 * done // tiles)
+
+        yield advance
+
+
+OVER = "\r\x1b[K"
+"""Puts a line over the bar, which is drawn again below it."""
 
 
 def _cells(half: Any, result: Any, top: int) -> list[str]:

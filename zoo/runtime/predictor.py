@@ -23,7 +23,8 @@ from .choosing import Choice, choose
 from .session import Session
 
 if TYPE_CHECKING:
-    from .whole import Progress, Sizes
+    from .tiles import Progress
+    from .whole import Sizes
 
 __all__ = ["Predictor", "open_artifact", "open_half", "open_predictor"]
 
@@ -148,7 +149,7 @@ class Predictor:
         if not self.as_it_is:
             from .tiles import predict_tiled
 
-            return predict_tiled(self, image, tile=tile, overlap=overlap)
+            return predict_tiled(self, image, tile=tile, overlap=overlap, progress=progress)
         sizes = self._sizes()
         if tile is not None:
             if sizes is not None and not all(a <= tile <= b for a, b in zip(sizes[0], sizes[2], strict=True)):
@@ -192,6 +193,7 @@ class Predictor:
 
 def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
     """An image whose alpha is 0 where nothing is known. Raises ImageError where there is no hole, or another size."""
+    what = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "the image"
     pixels = read_image(image, spec)
     assert isinstance(pixels, Image.Image)
     if mask is not None:
@@ -200,14 +202,12 @@ def _holed(image: Source, mask: Source | None, spec: ImageInput) -> Image.Image:
         assert isinstance(hole, Image.Image)
         if hole.size != pixels.size:
             raise ImageError(
-                f"the mask has {hole.width}x{hole.height} pixels, the image {pixels.width}x{pixels.height}: give one of the same size"
+                f"the mask has {hole.width}x{hole.height} pixels, {what} {pixels.width}x{pixels.height}: give one of the same size"
             )
         pixels = pixels.copy()
         pixels.putalpha(ImageChops.darker(pixels.getchannel("A"), hole.point([255] * 128 + [0] * 128)))
     if np.asarray(pixels.getchannel("A")).min() > 127:
-        raise ImageError(
-            "the image has no hole: give a mask (white is the hole), or an image that is transparent there"
-        )
+        raise ImageError(f"{what} has no hole: give a mask (white is the hole), or an image that is transparent there")
     black = np.array(pixels)
     black[black[:, :, 3] <= 127] = 0  # what lies under a hole is not to be seen
     black[black[:, :, 3] > 127, 3] = 255

@@ -7,6 +7,7 @@ overlap (x tile height at most, where the last row is shifted far inward).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,12 @@ from ..tasks.nms import box_ious, intersections, nms
 if TYPE_CHECKING:
     from .predictor import Predictor
 
-__all__ = ["Box", "predict_tiled", "tiles"]
+__all__ = ["Box", "Progress", "predict_tiled", "tiles"]
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in the pixels of the image."""
+Progress = Callable[[int, int], None]
+"""Is told how many tiles are done, and of how many."""
 
 MAX_OVERLAP = 0.75
 """Of a tile's side: beyond it tiles hardly move on, and three or more blend at one place."""
@@ -55,12 +58,20 @@ def tiles(width: int, height: int, tile: int | tuple[int, int], overlap: int) ->
     ]
 
 
-def predict_tiled(predictor: Predictor, image: Source, *, tile: int | None = None, overlap: int | None = None) -> Any:
+def predict_tiled(
+    predictor: Predictor,
+    image: Source,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
     """The result of an image of up to 2,000,000,000 pixels, from tiles of its own pixels: nothing is resized.
 
     ``tile`` is their side in pixels, by default the network's input size; another needs a graph whose height and
     width are open. ``overlap`` is by default 64 pixels, or a quarter of a smaller tile. An image smaller than a tile
     is padded with the input's fill.
+    ``progress(done, total)`` counts tiles.
 
     Class maps: the tiles' class probabilities are blended. Only the middle quarter of an overlap is; the outer
     three eighths on either side are the other tile's alone. So the answer is that of the whole image at once, to
@@ -75,6 +86,8 @@ def predict_tiled(predictor: Predictor, image: Source, *, tile: int | None = Non
     the cut one goes if the other is whole, else both become their union with the better score. What is left goes
     through the bundle's non-maximum suppression; its ``max_detections`` is a tile's.
 
+    ``progress(done, total)`` counts tiles.
+
     Raises ImageError; ZooError for an impossible overlap or a task that knows no tiles; BundleError where the graph
     does not take tiles of this size.
     """
@@ -88,9 +101,8 @@ def predict_tiled(predictor: Predictor, image: Source, *, tile: int | None = Non
         overlap = min(64, min(size) // 4)
     tiles(1, 1, size, overlap)  # refuses an impossible overlap before a large file is read
     picture = Picture(image, spec)
-    if predictor.bundle.task == "segment":
-        return _segment(predictor, picture, spec, overlap)
-    return _detect(predictor, picture, spec, overlap)
+    answer = _segment if predictor.bundle.task == "segment" else _detect
+    return answer(predictor, picture, spec, overlap, progress or (lambda done, total: None))
 
 
 def _tile_input(predictor: Predictor, tile: int | None) -> ImageInput:
@@ -133,7 +145,9 @@ def _run(
     return found, Frame(width=picture.width, height=picture.height, box=box, place=place)
 
 
-def _segment(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: int) -> Segmentation:
+def _segment(
+    predictor: Predictor, picture: Picture, spec: ImageInput, overlap: int, progress: Progress
+) -> Segmentation:
     """Row by row of tiles. ``carry`` holds what earlier rows of tiles gave to rows of pixels that are not done,
     ``strip`` what earlier tiles of the row gave to columns that are not done."""
     columns = [(x, min(x + spec.width, picture.width)) for x in _starts(picture.width, spec.width, overlap)]
@@ -159,6 +173,7 @@ def _segment(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: 
             shares[:, :above] += carry[:, :above, left : left + ready]
             classes[top : top + done, left : left + ready] = shares[:, :done].argmax(axis=0)
             carry[:, : bottom - top - done, left : left + ready] = shares[:, done:]
+            progress(r * len(columns) + c + 1, len(rows) * len(columns))
     return Segmentation(classes=classes, labels=tuple(predictor.labels))
 
 
@@ -185,13 +200,14 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _detect(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: int) -> Detections:
+def _detect(predictor: Predictor, picture: Picture, spec: ImageInput, overlap: int, progress: Progress) -> Detections:
     boxes_of_tiles = tiles(picture.width, picture.height, (spec.width, spec.height), overlap)
     asked = predictor.task.decodes(predictor.session.output_names)
     parts: list[Detections] = []
-    for box in boxes_of_tiles:
+    for done, box in enumerate(boxes_of_tiles, start=1):
         outputs, where = _run(predictor, picture, box, spec, asked)
         parts += predictor.task.decode(outputs, labels=predictor.labels, frames=[where])
+        progress(done, len(boxes_of_tiles))
     boxes, scores, classes = _joined(parts, boxes_of_tiles, picture.width, picture.height)
     keep = nms(boxes, scores, classes, predictor.task.settings["iou"])
     return Detections(

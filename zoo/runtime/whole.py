@@ -17,17 +17,15 @@ from ..inputs import ImageInput, Source, normalise, read_image
 from ..reading import Picture
 from ..results import ImageResult
 from ..tasks.pictures import PictureTask
-from .tiles import _starts, _weights
+from .tiles import Progress, _starts, _weights
 
-__all__ = ["WHOLE_PIXELS", "Progress", "Sizes", "blocks", "made_of"]
+__all__ = ["WHOLE_PIXELS", "Sizes", "blocks", "made_of"]
 
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Read = Callable[[int, int, int, int], np.ndarray]
 """Left, top, right, bottom of a box inside the image to its (C, H, W) float32."""
 Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Least, usual and largest (height, width) that a graph takes; all the same where it takes one."""
-Progress = Callable[[int, int], None]
-"""Is told how many tiles are done, and of how many."""
 
 WHOLE_PIXELS = 1 << 20
 """Larger images are cut into tiles: activations of a megapixel in 64 channels are 256 MB a layer."""
