@@ -11,9 +11,13 @@ from zoo.builtin import CLASSIFY, DETECT
 from zoo.parity import Candidate, Reference, Samples
 from zoo.parity.evidence import observe
 from zoo.parity.gates import accuracy, compare, interleave, latency, numbers, paired_interval, samples_needed
+from zoo.parity.report import find_flips
 from zoo.parity.verify import bounds
+from zoo.specs import ImageInput
 from zoo.tasks.classify import Classify
 from zoo.tasks.detect import Detect
+
+GREY = ImageInput(height=4, width=4, mean=(0.0,) * 3, std=(1.0,) * 3).with_channels(1)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -354,6 +358,22 @@ def test_without_targets_accuracy_is_not_judged_and_says_so(truth):
     found = accuracy(*case(truth, truth, targets=None))
     assert found.verdict == "not judged"
     assert "--data" in found.message
+
+
+def test_images_without_a_right_answer_are_left_out_and_counted(truth):
+    ours = truth.copy()
+    ours[::2] = np.roll(ours[::2], 1, axis=1)  # wrong wherever nobody knows
+    targets = [int(row.argmax()) if i % 2 else None for i, row in enumerate(truth)]
+    candidate, reference, samples = case(truth, ours, targets=targets)
+    found = accuracy(candidate, reference, samples)
+    assert found.verdict == "pass"
+    assert found.figures["samples"] == 200 and found.figures["candidate"] == 1.0
+    assert found.figures["changed_answers"] == 0 and "0 of 200 answers changed" in found.message
+    assert "200 images without a right answer were left out" in found.message
+    flips = find_flips(candidate, reference, samples, np.zeros((400, 4, 4, 1), np.uint8), GREY, limit=3)
+    assert [flip.id for flip in flips] == ["0", "2", "4"]
+    whole = accuracy(*case(truth, truth))
+    assert "left out" not in whole.message and whole.figures["samples"] == 400
 
 
 def test_latency_is_a_ratio_of_interleaved_medians(truth):

@@ -355,7 +355,7 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
     """The task's metric, paired sample by sample: pass where a drop beyond the margin is ruled out at 95 %,
     fail where a drop beyond it is shown, inconclusive otherwise (with how many more samples it would take).
 
-    Shares of right answers: see :func:`paired_interval`; decibels: :func:`student_interval`.
+    Samples without a target are left out, and counted. Shares of right answers: see :func:`paired_interval`; decibels: :func:`student_interval`.
     """
     half = samples.half
     continuous = half.unit == "dB"
@@ -371,9 +371,13 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
                 "the graph loses images of a batch",
             )
     margin = candidate.tolerances["accuracy_drop"]
-    ours = half.sample_scores(candidate.results, samples.targets)
-    theirs = half.sample_scores(reference.results, samples.targets)
-    same = half.same_answer(candidate.results, reference.results)
+    mine, its, targets = candidate.results, reference.results, samples.targets
+    known = [i for i, target in enumerate(targets) if target is not None]
+    unknown = len(targets) - len(known)
+    if unknown:
+        mine, its, targets = ([values[i] for i in known] for values in (mine, its, targets))
+    ours, theirs = half.sample_scores(mine, targets), half.sample_scores(its, targets)
+    same = half.same_answer(mine, its)
     mean, low, high = student_interval(ours - theirs) if continuous else paired_interval(ours - theirs)
     count = len(ours)
     figures: dict[str, Any] = {
@@ -396,12 +400,15 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
     )
     if half.metric_name != half.score_name:  # what belongs to the whole set has no pairs: it is told, not judged
         whole = {}
-        for who, results in (("candidate", candidate.results), ("reference", reference.results)):
-            meter = measure(half, samples.labels, results, samples.targets)
+        for who, results in (("candidate", mine), ("reference", its)):
+            meter = measure(half, samples.labels, results, targets)
             whole[who] = float(meter.compute()[half.metric_name])
         figures["whole_set"] = {"metric": half.metric_name, **whole}
-        figures["differences"] = half.differences(candidate.results, reference.results)
+        figures["differences"] = half.differences(mine, its)
         message += f"; {half.metric_name} {said(half, whole['candidate'])} against {said(half, whole['reference'])}"
+    if unknown:
+        figures["unjudged"] = unknown
+        message += f"; {unknown} images without a right answer were left out"
     if low >= -margin:
         return Finding(gate="accuracy", verdict=PASS, message=message, figures=figures)
     if high < -margin:

@@ -248,8 +248,8 @@ def find_flips(
     if isinstance(half, PictureTask):
         return _crops(candidate, reference, samples, half, min(limit, MAX_CROPS))
     changed: list[int] = np.flatnonzero(~half.same_answer(candidate.results, reference.results)).tolist()
-    if samples.targets is not None and changed:
-        targets = [samples.targets[i] for i in changed]
+    targets = [samples.targets[i] for i in changed] if samples.targets is not None else []
+    if targets and all(target is not None for target in targets):
         ours = half.sample_scores([candidate.results[i] for i in changed], targets)
         theirs = half.sample_scores([reference.results[i] for i in changed], targets)
         changed = [changed[i] for i in np.argsort(-np.abs(ours - theirs), kind="stable").tolist()]
