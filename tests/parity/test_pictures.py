@@ -135,7 +135,18 @@ def test_images_of_another_size_fail_and_break_nothing() -> None:
 
 def test_where_no_results_are_at_hand_pixels_are_not_told() -> None:
     candidate, reference, samples = case(*[natural_images(2, 16, 16)] * 2)
-    assert list(pixels(replace(candidate, results=()), reference, samples)) == []
+    for ours, theirs in (((), reference.results), (candidate.results, ())):
+        sides = replace(candidate, results=ours), replace(reference, results=theirs)
+        assert list(pixels(*sides, samples)) == []
+
+
+@pytest.mark.parametrize(("ours", "theirs", "who"), [(2, 3, "candidate"), (3, 1, "reference"), (2, 2, "candidate")])
+def test_images_that_got_lost_fail(ours: int, theirs: int, who: str) -> None:
+    candidate, reference, samples = case(*[natural_images(3, 16, 16)] * 2)
+    lost = replace(candidate, results=candidate.results[:ours]), replace(reference, results=reference.results[:theirs])
+    (found,) = pixels(*lost, samples)
+    assert found.verdict == "fail"
+    assert f"the {who} made {min(ours, theirs)} images of 3 inputs" in found.message
 
 
 # -- decibels --------------------------------------------------------------------------------------------------

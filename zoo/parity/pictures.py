@@ -12,10 +12,16 @@ __all__ = ["pixels"]
 
 def pixels(candidate: Candidate, reference: Reference, samples: Samples) -> Iterable[Finding]:
     """One finding where the task makes images and both sides' are at hand: it fails where the worst image's PSNR is below
-    ``tolerances["pixels_psnr"]``. Targets are not needed."""
+    ``tolerances["pixels_psnr"]``, and where a side has not one image for each input. Targets are not needed."""
     half = samples.half
-    if not isinstance(half, PictureTask) or not candidate.results or len(candidate.results) != len(reference.results):
+    if not isinstance(half, PictureTask) or not candidate.results or not reference.results:
         return []
+    for who, results in (("candidate", candidate.results), ("reference", reference.results)):
+        if len(results) != len(samples.ids):
+            said = (
+                f"the {who} made {len(results)} images of {len(samples.ids)} inputs: the graph loses images of a batch"
+            )
+            return [Finding(gate="pixels", verdict=FAIL, message=said)]
     for name, ours, theirs in zip(samples.ids, candidate.results, reference.results, strict=True):
         if ours.pixels.shape != theirs.pixels.shape:
             sizes = " and ".join(f"{r.width}x{r.height}x{r.pixels.shape[2]}" for r in (ours, theirs))
