@@ -33,6 +33,7 @@ from zoo.registry import get_registry
 from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.tasks import TaskHalf, rows_in
+from zoo.tasks.pictures import PictureTask
 from zoo.train.extractor import Extractor, open_extractor
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
 from zoo.train.quality import quality, real_images
@@ -692,6 +693,10 @@ class _Maker:
             tolerances=bounds(artifact.task, artifact.precision, max_drop=self.request.max_drop),
         )
         findings = [*get_registry().verify(candidate, basis.reference, basis.samples), *artifact.findings]
+        if isinstance(basis.samples.half, PictureTask):
+            from zoo.train.lpips import beside_pixels
+
+            findings = [beside_pixels(f, candidate.results, basis.reference.results) for f in findings]
         if basis.extractor is not None:
             ours, theirs = ([r.pixels for r in rs] for rs in (candidate.results, basis.reference.results))
             findings.append(quality(ours, theirs, basis.real, basis.extractor, candidate.tolerances))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,15 @@ class Evaluation:
     """N result records, decoded for judging."""
     targets: Sequence[Any]
     meter: Meter
+    lpips: Mapping[str, Any] = field(default_factory=dict)
+    """Of images beside their targets, where its network is at hand (:func:`zoo.train.lpips.lpips`)."""
 
     @property
     def figures(self) -> dict[str, Any]:
-        return self.meter.compute()
+        found = self.meter.compute()
+        if not self.lpips:
+            return found
+        return {**{k: v for k, v in found.items() if isinstance(v, float)}, **self.lpips, **found}
 
 
 @torch.no_grad()
@@ -99,4 +104,9 @@ def evaluate(
         results = observe(run, batches(), half, model.labels).results
     module.to(memory_format=torch.contiguous_format)
     meter = measure(half, model.labels, results, data.targets)
-    return Evaluation(half=half, results=results, targets=data.targets, meter=meter)
+    told = {}
+    if isinstance(half, PictureTask):
+        from .lpips import beside_targets, lpips
+
+        told = lpips(beside_targets(results, data.targets, half.scale), device)
+    return Evaluation(half=half, results=results, targets=data.targets, meter=meter, lpips=told)
