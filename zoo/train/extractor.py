@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,8 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.timm:
-            found: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+            network: Any = self.network
+            found: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)
         else:
             self.network(x)
             if self.seen is None:
