@@ -333,7 +333,7 @@ def _basis(
             return found
 
         half = half_of(model)
-        seen = observe(run, batches, half, model.labels)
+        seen = observe(run, batches, half, model.labels, spec)
     _need_finite(seen.outputs, origin)
     samples = Samples(
         task=model.task,
@@ -471,10 +471,14 @@ def _calibration(
     judge: Judge | None = None
     if images[wanted:]:
         batches = Batches(images[wanted:], spec)
-        known = observe(torch_ref.run, batches, half, model.labels).results if targets is None else ()
+
+        def results_of(run: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> Sequence[Any]:
+            return observe(run, batches, half, model.labels, spec).results
+
+        known = results_of(torch_ref.run) if targets is None else ()
 
         def judge(run: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> np.ndarray:
-            results = observe(run, batches, half, model.labels).results
+            results = results_of(run)
             if targets is None:
                 return np.asarray(half.same_answer(results, known), np.float64)
             return half.sample_scores(results, targets[wanted:])
@@ -679,7 +683,8 @@ class _Maker:
             _executable(artifact, runtime) or path, threads=self.threads, recipe=artifact.build, engines=engines
         )
         try:
-            seen = observe(session.run, basis.batches, basis.samples.half, basis.samples.labels)
+            samples = basis.samples
+            seen = observe(session.run, basis.batches, samples.half, samples.labels, artifact.input)
         except Exception as error:  # each runtime has exceptions of its own
             raise ExportError(f"artefact {plan.name} does not run in {runtime.name}: {_line(error)}") from error
         candidate = Candidate(

@@ -283,6 +283,28 @@ def test_known_pixels_are_the_originals_to_the_bit(box: tuple[int, int, int, int
     assert Restore(holes=True).compose(image.convert("RGB"), painted) is painted
 
 
+@pytest.mark.parametrize("mean", [0.5, 0.0])
+def test_known_pixels_are_found_in_the_tensor_to_the_bit(mean: float) -> None:
+    """As :func:`test_known_pixels_are_the_originals_to_the_bit`, of a small image in the middle and of a large one's middle."""
+    spec = ImageInput(
+        height=24, width=32, channels=4, color="RGBA", resize="crop",
+        mean=(mean,) * 3 + (0.0,), std=(1 - mean,) * 3 + (1.0,),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    images = [np.dstack([i, rng.integers(0, 256, i.shape[:2])]).astype(np.uint8)
+              for size in ((10, 12), (40, 50)) for i in natural_images(1, *size)]  # fmt: skip
+    pairs = [prepare(Image.fromarray(image), spec) for image in images]
+    tensor, frames = np.stack([t for t, _ in pairs]), [where for _, where in pairs]
+    half = Restore(holes=True)
+    painted = half.decode({"output": rng.random((2, 3, 24, 32), np.float32)}, labels=(), frames=frames)
+    found = half.composed(painted, tensor, frames, spec)
+    for ours, before, image in zip(found, painted, images, strict=True):
+        wanted = half.compose(Image.fromarray(image), before)
+        assert np.array_equal(ours.pixels, wanted.pixels) and ours.box == before.box
+        assert not np.array_equal(ours.pixels, before.pixels)
+    assert Restore().composed(painted, tensor, frames, spec) == painted
+
+
 # -- generating ------------------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def test_a_graph_that_loses_images_fails_both_gates(truth):
     def run(batch):
         return {name: value[batch][:-1] for name, value in candidate.outputs.items()}
 
-    seen = observe(run, batches, samples.half, samples.labels)
+    seen = observe(run, batches, samples.half, samples.labels, GREY)
     broken = replace(candidate, outputs=seen.outputs, results=seen.results)
     for gate in (numbers, accuracy):
         found = gate(broken, reference, samples)

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from zoo.builtin import GENERATE, RESTORE
+from zoo.data import Dataset, Sample
 from zoo.data.degrading import Degraded
 from zoo.data.targets import Picture
 from zoo.parity import Candidate, Finding, Reference, Samples
-from zoo.parity.evidence import Kept, natural_images
-from zoo.parity.gates import accuracy, judge, samples_needed, student_interval, student_t
+from zoo.parity.evidence import Kept, Observed, natural_images, observe, prepared_batches
+from zoo.parity.gates import accuracy, judge, numbers, samples_needed, student_interval, student_t
 from zoo.parity.pictures import pixels
 from zoo.parity.report import ArtifactReport, Report, changed_most, find_flips, render
 from zoo.parity.verify import bounds
@@ -147,6 +148,46 @@ def test_images_that_got_lost_fail(ours: int, theirs: int, who: str) -> None:
     (found,) = pixels(*lost, samples)
     assert found.verdict == "fail"
     assert f"the {who} made {min(ours, theirs)} images of 3 inputs" in found.message
+
+
+# -- holes -----------------------------------------------------------------------------------------------------
+
+
+def test_an_inpainter_is_judged_by_what_users_get() -> None:
+    """What it makes of known pixels nobody sees: the gates count the holes alone, and the pixels put back elsewhere."""
+    spec = ImageInput(
+        height=32, width=32, channels=4, color="RGBA", resize="crop", mean=(0.5,) * 3 + (0.0,), std=(0.5,) * 3 + (1.0,)
+    )
+    half, good = Restore(holes=True), natural_images(4, 32, 32)
+    data = Dataset(
+        samples=tuple(Sample(id=f"{i}.png", image=image, target=None) for i, image in enumerate(good)),
+        labels=(), split="val", root=Path("photos"), format="images",
+    )  # fmt: skip
+    damaged = half.samples(data, spec, ())
+    batches = list(prepared_batches([s.image for s in damaged], spec))
+
+    def painter(known: float) -> Observed:
+        """Half grey in holes, and ``known`` where the image is known."""
+
+        def run(x: np.ndarray) -> dict[str, np.ndarray]:
+            return {"output": np.where(x[:, 3:] > 0.5, np.float32(known), np.float32(0.5)).repeat(3, axis=1)}
+
+        return observe(run, batches, half, (), spec)
+
+    black, white = painter(0.0), painter(1.0)
+    for result, sample, image in zip(black.results, damaged, good, strict=True):
+        holed = sample.image.read()  # type: ignore[union-attr]
+        hole = np.asarray(holed)[:, :, 3] == 0
+        assert 0.05 < hole.mean() < 0.5
+        assert np.array_equal(result.pixels[~hole], image[~hole]) and (result.pixels[hole] == 128).all()
+    candidate, reference, samples = case(good, good, targets=good, half=half)
+    candidate = replace(candidate, outputs=black.outputs, results=black.results)
+    reference = replace(reference, outputs=white.outputs, results=white.results)
+    (same,), scored = pixels(candidate, reference, samples), accuracy(candidate, reference, samples)
+    assert same.verdict == scored.verdict == "pass"
+    assert same.figures["max"] == 0 and scored.figures["difference"] == 0
+    assert scored.figures["candidate"] > 0.12, "dB of the holes alone would be fewer"
+    assert numbers(candidate, reference, samples).verdict == "fail", "the graph itself is another"
 
 
 # -- decibels --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ..inputs import Frame, Source, prepare_batch
 from ..runtime.session import Session
 from ..specs import ImageInput
 from ..tasks import TaskHalf
+from ..tasks.pictures import PictureTask
 
 __all__ = [
     "Batch",
@@ -20,6 +21,7 @@ __all__ = [
     "Observed",
     "batch_size",
     "is_own",
+    "judged",
     "made_images",
     "natural_images",
     "observe",
@@ -127,14 +129,15 @@ def observe(
     batches: Iterable[Batch],
     half: TaskHalf,
     labels: Sequence[str],
+    spec: ImageInput,
 ) -> Observed:
-    """Run every batch: raw outputs of the first images, results of all."""
+    """Run every batch: raw outputs of the first images, results of all. ``spec``: how the images became tensors."""
     parts: dict[str, list[np.ndarray]] = {}
     results = Kept(half, labels)
     held = 0
     for tensor, frames in batches:
         outputs = {name: np.asarray(value) for name, value in run(tensor).items()}
-        results.extend(half.decode(outputs, labels=labels, frames=frames, judging=True))
+        results.extend(judged(outputs, (tensor, frames), half, labels, spec))
         size = sum(value.nbytes for value in outputs.values())
         if not parts or held + size <= OUTPUT_BYTES:
             held += size
@@ -143,6 +146,15 @@ def observe(
         else:
             held = OUTPUT_BYTES  # later batches, though smaller, must not follow a gap
     return Observed(outputs={name: np.concatenate(values) for name, values in parts.items()}, results=results)
+
+
+def judged(
+    outputs: Mapping[str, np.ndarray], batch: Batch, half: TaskHalf, labels: Sequence[str], spec: ImageInput
+) -> list[Any]:
+    """Raw outputs of a batch to what is judged: images as they are given out, all else as decoded for judging."""
+    tensor, frames = batch
+    results = half.decode(outputs, labels=labels, frames=frames, judging=True)
+    return half.composed(results, tensor, frames, spec) if isinstance(half, PictureTask) else results
 
 
 def natural_images(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> list[np.ndarray]:

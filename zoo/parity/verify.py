@@ -21,7 +21,7 @@ from ..runtime.predictor import Predictor, open_artifact, open_half
 from ..specs import Runtime, Task
 from ..tasks import TaskHalf, rows_in
 from . import FAIL, PASS, SKIPPED, Candidate, Finding, Reference, Samples
-from .evidence import Batch, is_own, observe, prepared_batches, stand_in
+from .evidence import Batch, is_own, judged, observe, prepared_batches, stand_in
 from .gates import compare, told_latencies
 from .golden import Stage, golden_arrays, selftest
 from .reference import StoredReference, load_reference, take
@@ -270,7 +270,8 @@ def _report(
 def _candidate(
     predictor: Predictor, basis: _Basis, task: Task, max_drop: float | None, threads: int | None
 ) -> Candidate:
-    seen = observe(predictor.session.run, basis.batches(), basis.samples.half, basis.samples.labels)
+    samples = basis.samples
+    seen = observe(predictor.session.run, basis.batches(), samples.half, samples.labels, predictor.input)
     return Candidate(
         name=predictor.artifact.name,
         precision=predictor.artifact.precision,
@@ -305,7 +306,8 @@ def _basis(
     statements: list[str] = []
     reference: Reference | None = None
     if network is not None:
-        seen = observe(network, prepared_batches(images, bundle.input, progress=progress), half, bundle.labels)
+        batches = prepared_batches(images, bundle.input, progress=progress)
+        seen = observe(network, batches, half, bundle.labels, bundle.input)
         exact = dict(exact_network(prepare_batch(images[:EXACT], bundle.input)[0])) if exact_network else None
         reference = Reference(
             name=network_name,
@@ -379,7 +381,7 @@ def _golden_basis(
     tensors, frames = arrays["tensors"], prepare_batch(images, bundle.input)[1]
     reference: Reference | None = None
     if network is not None:
-        seen = observe(network, [(tensors, frames)], half, bundle.labels)
+        seen = observe(network, [(tensors, frames)], half, bundle.labels, bundle.input)
         exact = dict(exact_network(tensors)) if exact_network else None
         reference = Reference(
             name=network_name,
@@ -391,13 +393,13 @@ def _golden_basis(
         )
     elif stored is not None and stored.golden_outputs:
         count = rows_in(stored.golden_outputs)
+        tensors, frames, images = tensors[:count], frames[:count], images[:count]
         reference = Reference(
             name=f"{stored.name}, as stored in the bundle",
             outputs=stored.golden_outputs,
             exact=stored.golden_exact or None,
-            results=half.decode(stored.golden_outputs, labels=bundle.labels, frames=frames[:count], judging=True),
+            results=judged(stored.golden_outputs, (tensors, frames), half, bundle.labels, bundle.input),
         )
-        tensors, frames, images = tensors[:count], frames[:count], images[:count]
     return _Basis(
         reference=reference,
         samples=Samples(

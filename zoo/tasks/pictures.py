@@ -114,6 +114,12 @@ class PictureTask:
         """The result as it is given out, the original beside it."""
         return result
 
+    def composed(
+        self, results: Sequence[ImageResult], tensor: np.ndarray, frames: Sequence[Frame], spec: ImageInput
+    ) -> list[ImageResult]:
+        """N results as they are given out, beside the (N, C, H, W) float32 that the network saw."""
+        return list(results)
+
     def samples(self, data: Dataset, spec: ImageInput, labels: Sequence[str], count: int = 0) -> Dataset:
         """As they are. Raises DataError for a pair of another ratio than the network's, ImageError."""
         for sample in data:

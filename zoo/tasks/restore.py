@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data import Dataset
 from ..errors import ZooError
-from ..inputs import ImageInput
+from ..inputs import Frame, ImageInput
 from ..results import ImageResult
 from .pictures import PictureTask
 
@@ -54,6 +54,23 @@ class Restore(PictureTask):
         if not self.holes or image.mode != "RGBA":
             return result
         box = result.box or (0, 0, result.width, result.height)
-        pixels = np.asarray(image.crop(box))
-        known = pixels[:, :, 3:] > 127
-        return replace(result, pixels=np.where(known, pixels[:, :, :3], result.pixels))
+        return _filled(np.asarray(image.crop(box)), result)
+
+    def composed(
+        self, results: Sequence[ImageResult], tensor: np.ndarray, frames: Sequence[Frame], spec: ImageInput
+    ) -> list[ImageResult]:
+        """As :meth:`compose` gives them: where nothing is resized the tensor holds every pixel of the image."""
+        if not self.holes or spec.resize != "crop":
+            return list(results)
+        mean, std = (np.asarray(values)[:, None, None] for values in (spec.mean, spec.std))
+        found = []
+        for result, values, frame in zip(results, tensor, frames, strict=True):
+            left, top, right, bottom = frame.place
+            shares = values[:, top:bottom, left:right] * std + mean
+            found.append(_filled(np.rint(shares * 255).astype(np.uint8).transpose(1, 2, 0), result))
+        return found
+
+
+def _filled(pixels: np.ndarray, result: ImageResult) -> ImageResult:
+    """The known ones of (H, W, 4) uint8 pixels, the result's in the holes."""
+    return replace(result, pixels=np.where(pixels[:, :, 3:] > 127, pixels[:, :, :3], result.pixels))

@@ -101,7 +101,7 @@ def evaluate(
             progress(done)
         results: Sequence[Any] = found
     else:
-        results = observe(run, batches(), half, model.labels).results
+        results = observe(run, batches(), half, model.labels, model.input).results
     module.to(memory_format=torch.contiguous_format)
     meter = measure(half, model.labels, results, data.targets)
     told = {}

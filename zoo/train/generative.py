@@ -338,7 +338,8 @@ class GenerativeRun(_Run):
                 return {"output": generator(torch.from_numpy(batch).to(device)).float().cpu().numpy()}
 
         size = 64 if self.model.input.color == "latent" else 0
-        return observe(run, prepared_batches(images, self.model.input, size), self.task, self.model.labels).results
+        spec = self.model.input
+        return observe(run, prepared_batches(images, spec, size), self.task, self.model.labels, spec).results
 
     def _real(self, count: int) -> list[np.ndarray]:
         """Real images of the validation split, filled up from training's where those are few."""

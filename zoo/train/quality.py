@@ -124,6 +124,7 @@ def judge_set(
     """:func:`figures` of what a network makes of the ``judged`` inputs (see :meth:`zoo.tasks.TaskHalf.samples`), against
     as many of their ``others``, which are real. ``run``: (N, C, H, W) float32 to named outputs."""
     size = 64 if spec.color == "latent" else 0
-    made = observe(run, prepared_batches([s.image for s in judged], spec, size), half, labels).results
+    batches = prepared_batches([s.image for s in judged], spec, size)
+    made = observe(run, batches, half, labels, spec).results
     real = real_images(judged.others, makes, len(judged))
     return {**figures([result.pixels for result in made], real, open_extractor(features)), "classes": []}
