@@ -25,18 +25,10 @@ from zoo.train.adversarial import (
 )
 from zoo.train.players import Batch, Players, Rules, Turn
 
+from .norms import InstanceNorm2d
 from .pix2pix import PatchDiscriminator, check_multiple, initialise
 
 __all__ = ["CycleGAN", "ResNetGenerator", "build"]
-
-
-class Centred(nn.InstanceNorm2d):
-    """Instance normalisation that subtracts the mean first, which changes nothing but rounding: ONNX Runtime takes the
-    variance as a difference of two large numbers, and loses digits of it where an image is all but black."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        centred: Tensor = super().forward(input - input.mean(dim=(2, 3), keepdim=True))
-        return centred
 
 
 class Residual(nn.Module):
@@ -47,11 +39,11 @@ class Residual(nn.Module):
         self.steps = nn.Sequential(
             nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3),
-            Centred(width),
+            InstanceNorm2d(width),
             nn.ReLU(),
             nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3),
-            Centred(width),
+            InstanceNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,13 +57,13 @@ class ResNetGenerator(nn.Module):
     def __init__(self, in_channels: int = 3, width: int = 64, blocks: int = 9) -> None:
         super().__init__()
         steps: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, width, 7)]
-        steps += [Centred(width), nn.ReLU()]
+        steps += [InstanceNorm2d(width), nn.ReLU()]
         for before in (width, 2 * width):
-            steps += [nn.Conv2d(before, 2 * before, 3, 2, 1), Centred(2 * before), nn.ReLU()]
+            steps += [nn.Conv2d(before, 2 * before, 3, 2, 1), InstanceNorm2d(2 * before), nn.ReLU()]
         steps += [Residual(4 * width) for _ in range(blocks)]
         for after in (2 * width, width):
             steps.append(nn.ConvTranspose2d(2 * after, after, 3, 2, 1, output_padding=1))
-            steps += [Centred(after), nn.ReLU()]
+            steps += [InstanceNorm2d(after), nn.ReLU()]
         steps += [nn.ReflectionPad2d(3), nn.Conv2d(width, in_channels, 7)]
         self.steps = nn.Sequential(*steps)
         self.apply(initialise)

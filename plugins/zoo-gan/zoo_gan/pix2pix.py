@@ -19,9 +19,11 @@ from zoo.errors import ZooError
 from zoo.train.adversarial import DiffAugment, accuracy, discriminator_loss, freeze_layers, generator_loss, still
 from zoo.train.players import Batch, Players, Rules, Turn
 
+from .norms import InstanceNorm2d
+
 __all__ = ["PatchDiscriminator", "Pix2Pix", "UNetGenerator", "build", "check_multiple", "initialise"]
 
-NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+NORMS = {"batch": nn.BatchNorm2d, "instance": InstanceNorm2d}
 
 
 class UNetGenerator(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.train.players import Batch, Players, Rules, Turn
 
+from .norms import InstanceNorm2d
 from .pix2pix import check_multiple
 
 __all__ = ["FastStyle", "StyleGenerator", "build", "total_variation"]
@@ -27,7 +28,7 @@ def layer(before: int, after: int, kernel: int, stride: int = 1, *, act: bool = 
     steps: list[nn.Module] = [
         nn.ReflectionPad2d(kernel // 2),
         nn.Conv2d(before, after, kernel, stride),
-        nn.InstanceNorm2d(after, affine=True),
+        InstanceNorm2d(after, affine=True),
     ]
     return nn.Sequential(*steps, *([nn.ReLU()] if act else []))
 
