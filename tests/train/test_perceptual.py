@@ -36,6 +36,8 @@ def test_the_distances_are_those_of_the_backbones_features(tmp_path: Path) -> No
     """Written out for the classifier itself, by timm's own way to its features."""
     tensors = state("test_resnet")
     loss = Perceptual("test_resnet", saved(tmp_path, tensors))
+    with torch.no_grad():
+        plain = loss(IMAGES, OTHERS)
     loss.set_style(OTHERS[:1])
     network = timm.create_model("test_resnet", num_classes=5).eval()
     network.load_state_dict(tensors)
@@ -52,9 +54,10 @@ def test_the_distances_are_those_of_the_backbones_features(tmp_path: Path) -> No
         ours, theirs, style = seen(IMAGES), seen(OTHERS), seen(OTHERS[:1])
         found = loss(IMAGES, OTHERS)
     assert len(ours) == 5
-    content = (ours[2] - theirs[2]).square().mean() / theirs[2].square().mean()
-    manner = [(gram(a) - gram(b)).square().mean() / gram(b).square().mean() for a, b in zip(ours, style, strict=True)]
-    assert float(found["content"]) == pytest.approx(float(content), rel=1e-4)
+    manner = [(gram(a) - gram(b)).square().mean() / gram(b).square().mean() for a, b in zip(ours, style, strict=True)][:4]
+    for content, at in ((float(plain["content"]), 2), (float(found["content"]), 1)):
+        wanted = (ours[at] - theirs[at]).square().mean() / theirs[at].square().mean()
+        assert content == pytest.approx(float(wanted), rel=1e-4)
     assert float(found["style"]) == pytest.approx(float(torch.stack(manner).mean()), rel=1e-4)
 
 
@@ -68,7 +71,7 @@ def test_the_channels_of_a_backbone_that_keeps_them_last_stay_channels(name: str
         found = loss(made, wanted)
     assert last[0][0].shape[3] == loss.backbone.feature_info.channels()[0], "else the test is of no use"
     grams = [[torch.einsum("nijc,nijd->ncd", x, x) / (x.shape[1] * x.shape[2]) for x in xs] for xs in last]
-    parts = [(a - b).square().mean() / b.square().mean() for a, b in zip(*grams, strict=True)]
+    parts = [(a - b).square().mean() / b.square().mean() for a, b in zip(*grams, strict=True)][:4]
     assert float(found["style"]) == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
 
 

@@ -37,7 +37,7 @@ from .finetune import STATE, Summary, _precision, _Run
 from .match import Match, Rounds, Validation
 from .models import find_checkpoint, half_of, load_checkpoint, open_model, save_checkpoint, task_of
 from .pictures import Pictures
-from .players import Players, Rules
+from .players import Batch, Players, Rules
 from .quality import collapsed, figures, real_images
 from .reporting import grid, match_picture, png, write_report
 
@@ -316,17 +316,18 @@ class GenerativeRun(_Run):
             return by_set
 
         tensor = torch.from_numpy(np.concatenate([t for t, _ in prepared_batches(images[:16], model.input)])).to(device)
-        parts = zip(tensor.unbind(1), model.input.std, model.input.mean, strict=True)
-        shares = torch.stack([part * std + mean for part, std, mean in parts], 1)
 
         def by_loss(generator: nn.Module) -> Validation:
-            assert self.rules.perceptual is not None
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                terms = self.rules.perceptual(generator(tensor), shares)
-            found = {k: float(v) for k, v in terms.items()}
-            return Validation(
-                metric=sum(self.rules.weight(k, model.network.usual[k]) * v for k, v in found.items()), figures=found
-            )
+            """What the generator itself makes small, on images that it does not learn from."""
+            network: Players = model.network
+            moving, network.generator = network.generator, generator
+            try:
+                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                    turn = network.play("generator", Batch(input=tensor), self.rules, {})
+            finally:
+                network.generator = moving
+            found = {k: float(v) for k, v in turn.losses.items()}
+            return Validation(metric=sum(found.values()), figures=found)
 
         return by_loss
 
@@ -397,8 +398,8 @@ class GenerativeRun(_Run):
             real = self.val_data if best.makes is None else self._filled_up(MADE_AT_LAST)
             metrics = evaluate_set(best, real, count=MADE_AT_LAST, device=device, features=self.options.features)
         else:
-            row = min(self.recorder.rows, key=lambda r: r["val_metric"])
-            metrics = {"loss": row["val_metric"], "content": row["content"], "style": row["style"], "classes": []}
+            found = self._judge(device)(generator)
+            metrics = {"loss": found.metric, **found.figures, "classes": []}
         save_checkpoint(
             self.out / "checkpoint", replace(best, network=best.network.cpu()), metrics=metrics, data=self._data_facts(),
             seed=self.options.seed,

@@ -18,14 +18,17 @@ from .weights import fit, read_state
 __all__ = ["Perceptual"]
 
 RANDOM = "random"
+STYLE_DEPTHS = 4
+"""Deeper ones see a whole patch at once, and hold it to where the style picture has its objects."""
 
 
 class Perceptual(nn.Module):
     """A frozen backbone of timm, and the distances between the features that it sees. Kept outside of what is trained.
 
-    Content: the mean squared difference of the features in the middle of the network (Johnson et al. 2016,
-    arXiv:1603.08155); style: that of their Gram matrices at every depth (Gatys et al. 2016, arXiv:1508.06576), each as a
-    share of the style picture's own, so that neither backbone nor depth decides how much the loss weighs.
+    Content: the mean squared difference of the features in the middle of the network, and at its second depth where a
+    style is wanted too, which deeper features would leave too little of; style: that of the Gram matrices at the first
+    four depths. In VGG-16 these are relu2_2 and relu1_2 to relu4_3, as Johnson et al. 2016, arXiv:1603.08155, have them.
+    Each is a share of what is wanted, so that neither backbone nor depth decides how much the loss weighs.
     """
 
     def __init__(self, backbone: str = "vgg16", weights: str = "") -> None:
@@ -80,7 +83,7 @@ class Perceptual(nn.Module):
     def set_style(self, picture: Tensor) -> None:
         """(1, C, H, W) in 0..1, C 1 or 3: whose manner is wanted."""
         with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
-            self._style = [_gram(features) for features in self._features(picture)]
+            self._style = [_gram(features) for features in self._features(picture)[:STYLE_DEPTHS]]
 
     def forward(self, made: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Two (N, C, H, W) in 0..1, C 1 or 3, to ``content`` and, where a style was set, ``style``: scalars."""
@@ -88,12 +91,12 @@ class Perceptual(nn.Module):
             ours = self._features(made)
             with torch.no_grad():
                 theirs = self._features(target)
-            at = len(ours) // 2
+            at = min(1, len(ours) - 1) if self._style else len(ours) // 2
             found = {"content": (ours[at] - theirs[at]).square().mean() / theirs[at].square().mean().clamp(min=1e-8)}
             if self._style:
                 parts = [
                     (_gram(mine) - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
-                    for mine, wanted in zip(ours, self._style, strict=True)
+                    for mine, wanted in zip(ours, self._style, strict=False)
                 ]
                 found["style"] = torch.stack(parts).mean()
         return found

@@ -8,7 +8,6 @@ checkerboard. Residual blocks are padded by reflection, so that the picture keep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,7 +73,6 @@ class FastStyle(Players):
     losses = ("content+style",)
     optimizers = {"generator": {"lr": 1e-3, "betas": (0.9, 0.999)}}
     needs = ("perceptual", "style")
-    usual: Mapping[str, float] = {"content": 1.0, "style": 5.0, "tv": 0.1}
 
     def __init__(self, generator: StyleGenerator) -> None:
         super().__init__()
@@ -93,9 +91,9 @@ class FastStyle(Players):
             raise ZooError("style transfer needs the picture whose style it learns: give one")
         return Turn(
             losses={
-                "content": rules.weight("content", self.usual["content"]) * seen["content"],
-                "style": rules.weight("style", self.usual["style"]) * seen["style"],
-                "tv": rules.weight("tv", self.usual["tv"]) * total_variation(made),
+                "content": rules.weight("content", 1.0) * seen["content"],
+                "style": rules.weight("style", 5.0) * seen["style"],
+                "tv": rules.weight("tv", 0.1) * total_variation(made),
             }
         )
 
