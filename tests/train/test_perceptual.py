@@ -54,7 +54,9 @@ def test_the_distances_are_those_of_the_backbones_features(tmp_path: Path) -> No
         ours, theirs, style = seen(IMAGES), seen(OTHERS), seen(OTHERS[:1])
         found = loss(IMAGES, OTHERS)
     assert len(ours) == 5
-    manner = [(gram(a) - gram(b)).square().mean() / gram(b).square().mean() for a, b in zip(ours, style, strict=True)][:4]
+    manner = [(gram(a) - gram(b)).square().mean() / gram(b).square().mean() for a, b in zip(ours, style, strict=True)][
+        :4
+    ]
     for content, at in ((float(plain["content"]), 2), (float(found["content"]), 1)):
         wanted = (ours[at] - theirs[at]).square().mean() / theirs[at].square().mean()
         assert content == pytest.approx(float(wanted), rel=1e-4)
