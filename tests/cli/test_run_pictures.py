@@ -24,6 +24,7 @@ pytest.importorskip("zoo_gan")
 from zoo.runtime import load
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SMALL = ("--option", "blocks=1", "--option", "width=8", "--option", "scale=2", "--size", "32", "--dynamic-size")
 WAIVED = ("--waive", "latency and random weights are not what is tested", "--overwrite")
 
 
@@ -112,6 +113,55 @@ def test_outside_the_hole_every_pixel_is_the_photos(zoo: Run, bundles: Path, tmp
     np.testing.assert_array_equal(model(see_through).pixels, painted)
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of all kinds and sizes; the names say how large their doubles are."""
+    folder = tmp_path_factory.mktemp("odd")
+    photo = natural_images(1, 40, 53, 3, seed=2)[0]
+    for name, pixels in {"2x2": photo[:1, :1], "10x6": photo[:3, :5], "4000x2": np.resize(photo, (1, 2000, 3))}.items():
+        Image.fromarray(pixels).save(folder / f"small.{name}.png")
+    Image.fromarray(photo[:, :, 0]).save(folder / "grey.106x80.png")
+    Image.fromarray(photo[:, :, 0].astype(np.uint16) * 257).save(folder / "grey16.106x80.png")
+    Image.fromarray(np.dstack((photo, photo[:, :, 0]))).save(folder / "transparent.106x80.png")
+    frames = [Image.fromarray(np.roll(photo, 9 * i, axis=1)).quantize(32) for i in range(3)]
+    frames[0].save(folder / "palette.106x80.gif")
+    frames[0].save(folder / "moving.106x80.gif", save_all=True, append_images=frames[1:])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photo).save(folder / "turned.80x106.jpg", exif=turned)
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--tile", "32", "--overlap", "8")])
+def test_images_of_all_kinds(zoo: Run, bundles: Path, odd: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    sharper = made(zoo, bundles, "srresnet", *SMALL)
+    zoo("run", sharper, odd, *options, "--out", tmp_path / "made")
+    found = {}
+    for path in (tmp_path / "made").iterdir():
+        with Image.open(path) as image:
+            found[path.stem] = "{}x{}".format(*image.size)
+    assert found == {path.stem: path.stem.partition(".")[2] for path in odd.iterdir()}
+
+
+def test_what_cannot_be_written_is_one_line(zoo: Run, bundles: Path, odd: Path, tmp_path: Path) -> None:
+    sharper = made(zoo, bundles, "srresnet", *SMALL)
+    Image.new("RGB", (9000, 1)).save(tmp_path / "wide.png")
+    (tmp_path / "folder.png").mkdir()
+    for image, out, said in (
+        (tmp_path / "wide.png", "a.webp", "a.webp cannot be written: 18000x2 pixels: .*16383.*: choose .png or .tif"),
+        (tmp_path / "wide.png", "folder.png", "folder.png cannot be written: something else"),
+        (tmp_path / "wide.png", "a.gif", r"--out a.gif: pictures are written as .png, .*\.tif"),
+        (odd, "a.png", "--out a.png: 9 images need a folder"),
+    ):
+        assert re.search(said, zoo("run", sharper, image, "--out", out, check=2, cwd=tmp_path).stderr)
+    zoo("run", sharper, tmp_path / "wide.png", "--out", "no/such/folder.tif", cwd=tmp_path)
+    with Image.open(tmp_path / "no/such/folder.tif") as image:
+        assert image.size == (18000, 2)
+    refused = zoo("run", sharper, tmp_path / "wide.png", "--mask", "none.png", check=2)
+    assert "srresnet fills no holes: leave out --mask" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "no", "wide.png"]
+
+
 def on_a_terminal(*arguments: object) -> tuple[str, str]:
     """Standard output, and what a terminal is given on standard error."""
     import pty
@@ -168,3 +218,11 @@ def test_holes_that_are_none(zoo: Run, bundles: Path, tmp_path: Path) -> None:
         model(photo, mask=np.zeros((40, 20), np.uint8))
     with pytest.raises(BundleError, match="makes no images of random numbers"):
         model.generate(1)
+
+
+def test_one_image_with_the_answer_drawn_on_it_is_a_file(zoo: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(natural_images(1, 40, 53, 3)[0]).save(tmp_path / "photo.png")
+    zoo("run", tiny_bundle, tmp_path / "photo.png", "--out", tmp_path / "drawn.jpg")
+    with Image.open(tmp_path / "drawn.jpg") as image:
+        assert image.format == "JPEG"
+        assert image.width == 53

@@ -17,7 +17,7 @@ import click
 from PIL import Image
 
 from ..data.naming import images_in
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, OutputError
 from ..files import new_folder, write_bytes
 from ..inputs import read_image
 from ..reading import viewable
@@ -81,7 +81,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     "--out",
     default=None,
     type=click.Path(),
-    help="New folder for the images with the answer drawn on them, or for the images that were made; for one image also a file.",
+    help="New folder for the images with the answer drawn on them, or for the images that were made; for one image also a file, like big.png.",
 )
 @click.option("--threads", default=None, type=click.IntRange(1), help="CPU threads for one image.")
 @click.option(
@@ -150,9 +150,11 @@ def command(
     makes = hasattr(predictor.task, "compose")
     if not makes:
         _refuse(f"{predictor.bundle.name} makes no images", {"--mask": mask, "--compare": compare or None})
+    if not predictor.task.settings.get("holes"):
+        _refuse(f"{predictor.bundle.name} fills no holes", {"--mask": mask})
     if mask is not None and len(paths) > 1:
         raise click.UsageError("--mask is for one image")
-    single = out is not None and makes and len(paths) == 1 and Path(out).suffix.lower() in _PICTURES
+    single = out is not None and _is_picture(out, len(paths))
     rows: list[list[Any]] = []
     bad = 0
     tiled = tile is not None or overlap is not None
@@ -181,7 +183,7 @@ def command(
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
             if single:
-                _write(Path(out or ""), _made(path, predictor, result, compare))
+                _write(Path(out or ""), _picture(path, predictor, result, compare))
             elif folder is not None:
                 _draw(folder, path, predictor, result, compare)
         advance(len(paths))
@@ -254,13 +256,12 @@ def _generate(
     total = count or shape[0] * shape[1]
     if out is None:
         raise click.UsageError("--out FILE (or a new folder) is where the images go")
-    if Path(out).suffix.lower() not in _PICTURES and grid is not None:
+    single = _is_picture(out, total if grid is None else 1, "a folder, or --grid")
+    if grid is not None and not single:
         raise click.UsageError(f"--out {out}: a grid is one picture: give a file, as grid.png")
     results = predictor.generate(total, seed=seed, label=label)
     files: list[str] = []
-    if Path(out).suffix.lower() in _PICTURES:
-        if grid is None and total > 1:
-            raise click.UsageError(f"--out {out}: {total} images need a folder, or --grid")
+    if single:
         wide, high = results[0].width + GAP, results[0].height + GAP
         sheet = Image.new("RGB", (shape[0] * wide - GAP, shape[1] * high - GAP), "white")
         for at, result in enumerate(results):
@@ -280,9 +281,21 @@ def _generate(
     return 0
 
 
-def _made(path: Path, predictor: Predictor, result: Any, compare: bool) -> Image.Image:
-    """The image that was made, or before and after."""
-    if not compare:
+def _is_picture(out: str, count: int, many: str = "a folder") -> bool:
+    """Whether ``out`` is a file for one picture, else it is a folder. Raises UsageError."""
+    suffix = Path(out).suffix.lower()
+    if suffix not in _PICTURES:
+        if suffix in Image.registered_extensions():
+            raise click.UsageError(f"--out {out}: pictures are written as {', '.join(_PICTURES)}")
+        return False
+    if count > 1:
+        raise click.UsageError(f"--out {out}: {count} images need {many}")
+    return True
+
+
+def _picture(path: Path, predictor: Predictor, result: Any, compare: bool) -> Image.Image:
+    """The image that was made, or before and after; of other networks the image with the answer drawn on it."""
+    if hasattr(predictor.task, "compose") and not compare:
         made: Image.Image = result.image()
         return made
     return predictor.task.draw(viewable(read_image(path, predictor.input)), result)
@@ -291,19 +304,18 @@ def _made(path: Path, predictor: Predictor, result: Any, compare: bool) -> Image
 def _write(path: Path, picture: Image.Image) -> None:
     """Beside, then renamed, in the format of the name's end. Raises OutputError."""
     buffer = io.BytesIO()
-    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=95)
+    try:
+        picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=95)
+    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels, JPEG at 65500
+        size = f"{picture.width}x{picture.height} pixels"
+        raise OutputError(f"{path} cannot be written: {size}: {error}: choose .png or .tif") from None
     write_bytes(path, buffer.getvalue())
 
 
-def _draw(folder: Path, path: Path, predictor: Predictor, result: Any, compare: bool = False) -> None:
-    if hasattr(predictor.task, "compose"):
-        picture = _made(path, predictor, result, compare)
-    else:
-        picture = predictor.task.draw(viewable(read_image(path, predictor.input)), result)
+def _draw(folder: Path, path: Path, predictor: Predictor, result: Any, compare: bool) -> None:
+    """Into a file of its own."""
     name, count = f"{path.stem}.png", 1
     while (folder / name).exists():  # two folders may each hold a 1.jpg
         count += 1
         name = f"{path.stem}-{count}.png"
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    write_bytes(folder / name, buffer.getvalue())
+    _write(folder / name, _picture(path, predictor, result, compare))
