@@ -362,6 +362,15 @@ def scattered(size: tuple[int, int], largest: int, seed: int) -> tuple[list[tupl
     return boxes, [int(v) for v in rng.integers(0, 2, len(boxes))]
 
 
+def test_tiles_are_counted(open_segmenter: Predictor, detector: Predictor) -> None:
+    for predictor, image in ((open_segmenter, natural_images(1, 64, 112)[0]), (detector, scene((64, 112), [], []))):
+        told: list[tuple[int, int]] = []
+        predict_tiled(predictor, image, overlap=16, progress=lambda *done, told=told: told.append(done))
+        total = len(tiles(112, 64, (predictor.input.width, predictor.input.height), 16))
+        assert total > 1
+        assert told == [(at + 1, total) for at in range(total)]
+
+
 @pytest.mark.parametrize("overlap", [16, 32])
 @pytest.mark.parametrize("largest", [14, 60, 180])
 @pytest.mark.parametrize("seed", range(4))
