@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from zoo.artifacts import Artifact, Calibration
@@ -100,6 +100,45 @@ def test_the_scheme_is_u8s8_per_channel(fp32: Artifact, calibration: Calibration
         assert not numpy_helper.to_array(constants[weight.input[2]]).any(), "weights are symmetric"
     zero_points = [numpy_helper.to_array(constants[maker[n.input[0]].input[2]]).item() for n in convolutions]
     assert any(zero_points), "activations are asymmetric"
+
+
+class Norms(nn.Module):
+    """Instance and RMS normalisation, written out; and a gate, which is neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(a, 8, 3, padding=1) for a in (3, 8, 8))
+        self.gate, self.gain, self.head = nn.Conv2d(8, 8, 1), nn.Parameter(torch.rand(1, 8, 1, 1) + 1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        x = x - x.mean(2, keepdim=True).mean(3, keepdim=True)
+        x = x * torch.rsqrt((x * x).mean(2, keepdim=True).mean(3, keepdim=True) + 1e-5) * self.gain
+        x = self.two(torch.relu(x))
+        x = torch.relu(x / (x.pow(2).mean(1, keepdim=True) + 1e-5).sqrt())
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(torch.relu(self.three(x)).mean((2, 3)))
+
+
+def test_normalisations_that_are_written_out_stay_in_float(calibration: Calibration, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = Artifact(format="torch", precision="fp32", input=SPEC, task=CLASSIFY, module=Deployable(Norms()).eval())
+    fp32 = export(source, tmp_path / "model.fp32.onnx", {})
+    made = StaticInt8()(fp32, tmp_path / "model.int8.onnx", calibration)
+    assert made.path is not None
+    assert made.notes["int8_layers"] == 4
+    graph = onnx.load(made.path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def integers(node: NodeProto) -> bool:
+        return any(name in makers and makers[name].op_type == "DequantizeLinear" for name in node.input)
+
+    muls = [node for node in graph.node if node.op_type == "Mul"]
+    roots = [node for node in graph.node if node.op_type in ("Add", "Sqrt", "Reciprocal", "Div", "Pow")]
+    assert [integers(node) for node in muls].count(True) == 1, "the gate's product runs in integers, and it alone"
+    assert len(muls) >= 4
+    assert not any(integers(node) for node in roots if node.op_type in ("Sqrt", "Reciprocal"))
+    assert error(fp32, made) < 0.05
 
 
 def test_the_classifier_and_what_follows_stay_in_float(

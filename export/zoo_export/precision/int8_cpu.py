@@ -17,8 +17,10 @@ from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ..graphs import hushed
+from ..tensorrt.view import View
 from .int8 import Int8Pass
 from .layers import WEIGHTED, head_nodes
+from .normalising import find_normalisations
 from .ranges import Range
 from .stem import fold_stride
 
@@ -38,7 +40,7 @@ OPERATORS = (
     "Relu",
     "Resize",
 )
-"""What gets Q/DQ around it. Softmax and the normalisations are left out because 8 bits ruin them; Add because a
+"""What gets Q/DQ around it. Softmax and the normalisations, written out or not, are left out because 8 bits ruin them; Add because a
 transformer's residual stream is spoilt by it (8 times the error on a randomly initialised ViT-Tiny at 64 px), while the additions between two quantised
 convolutions run in integers all the same.
 """
@@ -68,6 +70,8 @@ class StaticInt8(Int8Pass):
         self, model: ModelProto, ranges: Mapping[str, Range], layers: Collection[str], *, alone: bool = False
     ) -> ModelProto:
         in_float = {*head_nodes(model), *self.layers(model)} - set(layers)
+        norms = find_normalisations(View(model))
+        in_float |= norms.statistics | norms.products
         data = {
             name: TensorData(lowest=np.float32(found.low), highest=np.float32(found.high))
             for name, found in ranges.items()

@@ -25,6 +25,7 @@ from zoo.runtime.ort import open_session
 from ..tensorrt.view import View, attribute
 from .halves import INDIFFERENT, half_form, is_exact, rounded
 from .layers import WEIGHTED, layer_precisions
+from .normalising import squared
 
 __all__ = ["LARGEST", "Yardstick", "by_constants", "by_nature", "by_range", "formless", "macs", "measure_shapes"]
 
@@ -90,7 +91,7 @@ def by_nature(view: View, precision: str, shapes: Mapping[str, tuple[int, ...]])
     for node in nodes:
         if node.op_type in STATISTICS:
             found[node.name] = "statistics: sums of squares"
-        square = _square(node, view)
+        square = squared(node, view)
         if square is not None:
             found[node.name] = found[square.name] = "statistics: sums of squares"
         if _terms(node, view, shapes) > 2 ** BITS[precision]:
@@ -120,21 +121,6 @@ def _answer(view: View) -> set[str]:
             found.add(node.name)
             queue += node.input
     return found
-
-
-def _square(node: NodeProto, view: View) -> NodeProto | None:
-    """The node that squares what this node sums, if it does."""
-    if node.op_type not in ("ReduceMean", "ReduceSum", "GlobalAveragePool"):
-        return None
-    maker = view.makers.get(node.input[0])
-    if maker is None:
-        return None
-    if maker.op_type == "Mul" and maker.input[0] == maker.input[1]:
-        return maker
-    if maker.op_type == "Pow":
-        exponent = view.value(maker.input[1])
-        return maker if exponent is not None and bool(np.all(exponent == 2)) else None
-    return None
 
 
 def _too_fine(node: NodeProto, precision: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
