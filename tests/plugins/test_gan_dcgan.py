@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.specs import ImageInput
 from zoo.train.adversarial import LOSSES
+from zoo.train.match import Match, Validation
 from zoo.train.players import Batch, Rules, Turn
 
 dcgan = pytest.importorskip("zoo_gan.dcgan")
@@ -112,6 +113,16 @@ def test_turns() -> None:
         rules = Rules(loss=loss)
         assert [s for s in range(10) if net.takes_turn("generator", s, rules)] == wanted
         assert all(net.takes_turn("discriminator", s, rules) for s in range(10))
+
+
+@pytest.mark.parametrize(("loss", "lr", "betas"), [("hinge", 2e-4, (0.5, 0.999)), ("wgan-gp", 1e-4, (0.0, 0.9))])
+def test_a_loss_has_its_own_optimiser(loss: str, lr: float, betas: tuple[float, float]) -> None:
+    match = Match(
+        _net(), rules=Rules(loss=loss), lr=None, steps=1, ema=0.0, seed=0, channels_last=False,
+        validate=lambda generator: Validation(metric=0.0),
+    )  # fmt: skip
+    groups = [optimizer.param_groups[0] for optimizer in match.configure_optimizers()]
+    assert [(group["lr"], group["betas"]) for group in groups] == [(lr, betas)] * 2
 
 
 def test_classes_reach_both_players() -> None:

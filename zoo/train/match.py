@@ -69,7 +69,7 @@ class Match(L.LightningModule):  # type: ignore[misc]
         return self.network.generator if self.average is None else self.average.network
 
     def configure_optimizers(self) -> list[Any]:
-        settings = self.network.optimizers
+        settings = {player: self.network.adam(player, self.rules.loss) for player in self.network.players}
         base = float(settings[self._leader]["lr"])
         factor = 1.0 if self._lr is None else self._lr / base
         found = []

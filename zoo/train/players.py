@@ -67,7 +67,7 @@ class Players(nn.Module):
     losses: tuple[str, ...] = ("l1",)
     """Names that a user may choose from, the usual one first."""
     optimizers: Mapping[str, Mapping[str, Any]] = {"generator": {"lr": 2e-4, "betas": (0.9, 0.999)}}
-    """By player, arguments of torch's Adam."""
+    """By player, arguments of torch's Adam, see :meth:`adam`."""
     schedule: str = "constant"
     """Of the learning rates over the run: ``constant``, ``linear`` (falls to 0 over the second half) or ``cosine``."""
     ema: float = 0.0
@@ -93,6 +93,10 @@ class Players(nn.Module):
     def parts(self, player: str) -> list[nn.Module]:
         """The modules whose parameters the player moves."""
         return [self.get_submodule(player)]
+
+    def adam(self, player: str, loss: str) -> Mapping[str, Any]:
+        """Arguments of torch's Adam for a player under a loss."""
+        return self.optimizers[player]
 
     def takes_turn(self, player: str, step: int, rules: Rules) -> bool:
         """Whether the player moves in this step (a critic may move more often than its generator)."""

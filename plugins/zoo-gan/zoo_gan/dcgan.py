@@ -139,6 +139,10 @@ class DCGAN(Players):
         self.discriminator = Discriminator(num_classes, image, width, spectral=spectral, batch_norm=batch_norm)
         self.batch_norm = batch_norm
 
+    def adam(self, player: str, loss: str) -> Mapping[str, Any]:
+        """WGAN-GP has its own (Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1): its critic does without momentum."""
+        return {"lr": 1e-4, "betas": (0.0, 0.9)} if loss == "wgan-gp" else self.optimizers[player]
+
     def takes_turn(self, player: str, step: int, rules: Rules) -> bool:
         """WGAN-GP's critic moves five times before its generator moves once; all others move in turn."""
         return player == "discriminator" or rules.loss != "wgan-gp" or step % CRITIC_STEPS == CRITIC_STEPS - 1
