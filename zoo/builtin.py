@@ -108,8 +108,15 @@ DROPS = {"fp32": 0.0005, "fp16": 0.001, "bf16": 0.003, "int8": 0.005, "mixed": 0
 # (1 in 16 would be 60 dB); half precision is good to 11 bits, of which pixels need 8; bf16 to 8; int8 has 256 steps in each
 # layer, and 28 dB is where its grain begins to be seen
 PIXELS = {"fp32": 60.0, "fp16": 48.0, "bf16": 32.0, "int8": 28.0, "mixed": 28.0}
+# share of the trained network's KID that an artefact's may be worse by, where no image is the right one
+KID_SHARE = 0.1
 PICTURES = {
-    precision: {**table, "accuracy_drop": DROPS[precision], "pixels_psnr": PIXELS[precision]}
+    precision: {
+        **table,
+        "accuracy_drop": DROPS[precision],
+        "pixels_psnr": PIXELS[precision],
+        "quality_share": KID_SHARE,
+    }
     for precision, table in (("fp32", FP32), ("fp16", FP16), ("bf16", BF16), ("int8", INT8), ("mixed", INT8))
 }
 

@@ -34,9 +34,9 @@ from zoo.runtime.session import Session
 from zoo.specs import Architecture, ImageInput, Runtime
 from zoo.tasks import TaskHalf, rows_in
 from zoo.tasks.pictures import PictureTask
-from zoo.train.extractor import Extractor, open_extractor
+from zoo.train.extractor import open_extractor
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
-from zoo.train.quality import quality, real_images
+from zoo.train.quality import QualityGate, real_images
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES
@@ -146,9 +146,8 @@ class _Basis:
     reference: Reference
     dataset: Dataset | None
     calibration: Calibration | None
-    real: Sequence[np.ndarray] = ()
-    """(H, W, C) uint8 real images, where what is made can only be judged as a set."""
-    extractor: Extractor | None = None
+    quality: QualityGate | None = None
+    """Where what is made can only be judged as a set, against real images."""
 
 
 class Batches:
@@ -356,9 +355,10 @@ def _basis(
     if request.precisions != ("fp32",):
         judged = frozenset(s.digest() for s in dataset) if dataset is not None else frozenset()
         calibration = _calibration(request, model, train, judged, samples.half, torch_ref, note)
-    real: list[np.ndarray] = []
+    quality = None
     if dataset is not None and dataset.others:
         real = real_images(dataset.others, model.makes or model.input, REAL_IMAGES)
+        quality = QualityGate([r.pixels for r in seen.results], real, open_extractor(request.features))
     return _Basis(
         images=images,
         batches=batches,
@@ -366,8 +366,7 @@ def _basis(
         reference=reference,
         dataset=dataset,
         calibration=calibration,
-        real=real,
-        extractor=open_extractor(request.features) if real else None,
+        quality=quality,
     )
 
 
@@ -702,9 +701,8 @@ class _Maker:
             from zoo.train.lpips import beside_pixels
 
             findings = [beside_pixels(f, candidate.results, basis.reference.results) for f in findings]
-        if basis.extractor is not None:
-            ours, theirs = ([r.pixels for r in rs] for rs in (candidate.results, basis.reference.results))
-            findings.append(quality(ours, theirs, basis.real, basis.extractor, candidate.tolerances))
+        if basis.quality is not None:
+            findings.append(basis.quality([r.pixels for r in candidate.results], candidate.tolerances))
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
             plan=plan,

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from zoo.errors import PluginError, UnknownName
+from zoo.errors import DataError, PluginError, UnknownName
 from zoo.parity.evidence import natural_images
 from zoo.train.extractor import open_extractor
-from zoo.train.quality import collapsed, figures, quality
+from zoo.train.quality import QualityGate, collapsed, figures
 
 REAL = natural_images(60, 24, 24, 3, seed=1)
 ALIKE = natural_images(60, 24, 24, 3, seed=2)
@@ -49,15 +49,33 @@ def test_collapse_is_noticed() -> None:
 
 
 def test_the_gate_passes_what_is_as_good_fails_what_is_not_and_says_when_it_cannot_tell() -> None:
-    extractor = open_extractor()
-    near = [np.clip(image.astype(int) + 1, 0, 255).astype(np.uint8) for image in ALIKE]
-    assert quality(near, ALIKE, REAL, extractor, {"quality_least": 0.01}).verdict == "pass"
-    broken = quality(NOISE, ALIKE, REAL, extractor, {})
+    gate = QualityGate(ALIKE, REAL, open_extractor())
+    assert gate(ALIKE, {"quality_share": 0.0}).verdict == "pass"
+    broken = gate(NOISE, {})
     assert broken.verdict == "fail"
     assert "features of random" in broken.message
-    some = [*ALIKE[:50], *NOISE[:10]]
-    found = quality(some, ALIKE, REAL, extractor, {"quality_share": 0.0, "quality_least": 0.0})
-    middle = found.figures["difference"]
-    unsure = quality(some, ALIKE, REAL, extractor, {"quality_share": 0.0, "quality_least": middle + 1e-9})
+    some = [*ALIKE[:50], *(128 + image // 2 for image in ALIKE[50:])]
+    found = gate(some, {"quality_share": 0.0})
+    middle, known = found.figures["difference"], abs(found.figures["reference"]["KID"])
+    assert middle > gate.unseen
+    unsure = gate(some, {"quality_share": (middle + 1e-9) / known})
     assert unsure.verdict == "inconclusive"
     assert "more images" in unsure.message
+
+
+def test_what_nobody_sees_passes_by_itself_and_what_one_sees_does_not() -> None:
+    """Whatever the scale of the features: with a hundredth of the contrast, KID is a ten-thousandth and less."""
+    for scale in (1.0, 0.01):
+        extractor = open_extractor()
+        seen = extractor._network
+        extractor._network = lambda x, seen=seen, scale=scale: seen(x) * scale  # type: ignore[assignment,misc]
+        gate = QualityGate(ALIKE, REAL, extractor)
+        moved = {step: [(i + np.int16(step)).clip(0, 255).astype(np.uint8) for i in ALIKE] for step in (1, 24)}
+        half = [*moved[1][:30], *ALIKE[30:]]
+        assert gate(half, {"quality_share": 0.0}).verdict == "pass"
+        assert gate(moved[24], {"quality_share": 0.0}).verdict == "fail"
+
+
+def test_one_image_is_no_set() -> None:
+    with pytest.raises(DataError, match="1 made and 60 real images are too few"):
+        QualityGate(ALIKE[:1], REAL, open_extractor())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,11 @@ from ..tasks import TaskHalf
 from ..tasks.distances import diversity, fid, kid, paired_kid, precision_recall
 from .extractor import Extractor, open_extractor
 
-__all__ = ["collapsed", "figures", "judge_set", "quality", "real_images"]
+__all__ = ["QualityGate", "collapsed", "figures", "judge_set", "real_images"]
 
 COLLAPSED = 0.5
 """Below this share of the real images' diversity a generator has given up part of what it should make."""
-SHARE, LEAST = 0.1, 5e-4
-"""A candidate's KID may be worse by a tenth of the trained network's, or by what a thousand images can hardly tell."""
+MOST_ASKED_FOR = 1e6
 
 
 def figures(
@@ -32,9 +32,7 @@ def figures(
     Either may be given as its features (N, D), where the same set is asked of often.
     """
     if min(len(made), len(real)) < 2:
-        raise DataError(
-            f"{len(made)} made and {len(real)} real images are too few to compare: give two of each at least"
-        )
+        raise DataError(_too_few(len(made), len(real)))
     ours = made if isinstance(made, np.ndarray) else extractor(made)
     theirs = real if isinstance(real, np.ndarray) else extractor(real)
     value, low, high = kid(ours, theirs)
@@ -64,41 +62,55 @@ def collapsed(found: Mapping[str, Any]) -> str:
     )
 
 
-def quality(
-    candidate: Sequence[np.ndarray],
-    reference: Sequence[np.ndarray],
-    real: Sequence[np.ndarray],
-    extractor: Extractor,
-    tolerances: Mapping[str, float],
-) -> Finding:
-    """The gate of what has no right answer: is the candidate's KID worse than the trained network's by more than the margin?
+class QualityGate:
+    """The gate of what has no right answer: is a candidate's KID worse than the trained network's by more than the margin?
 
-    Pass where that is ruled out at 95 %, fail where it is shown, inconclusive otherwise. The margin is ``quality_share``
-    of the reference's KID, and ``quality_least`` at least.
+    Pass where that is ruled out at 95 %, fail where it is shown, inconclusive otherwise. The margin is ``quality_share`` of
+    the trained network's KID, and no less than what it changes by where all images are a step of 255 darker or brighter,
+    which nobody sees: this alone knows the scale of an extractor's features.
     """
-    made, trained, known = (extractor(images) for images in (candidate, reference, real))
-    told, ours = figures(trained, known, extractor), figures(made, known, extractor)
-    difference, low, high = paired_kid(made, trained, known)
-    margin = max(tolerances.get("quality_share", SHARE) * abs(told["KID"]), tolerances.get("quality_least", LEAST))
-    said = (
-        f"KID {ours['KID']:.5f} against {told['KID']:.5f} of the trained network ({difference:+.5f}, at worst {high:+.5f}; "
-        f"{margin:+.5f} allowed), FID {ours['FID']:.3f} against {told['FID']:.3f}; {len(candidate)} images, {len(real)} real, "
-        f"features of {extractor.name}"
-    )
-    found = {"candidate": ours, "reference": told, "difference": difference, "bounds_95": [low, high], "margin": margin}
-    if high <= margin:
-        return Finding(gate="quality", verdict=PASS, message=said, figures=found)
-    if low > margin:
-        return Finding(gate="quality", verdict=FAIL, message=said, figures=found)
-    more = (
-        len(candidate) * (((high - difference) / max(margin - difference, 1e-12)) ** 2 - 1)
-        if margin > difference
-        else 0
-    )
-    cure = (
-        f"about {round(more)} more images would settle it" if 0 < more < 1e6 else "more images would have to show less"
-    )
-    return Finding(gate="quality", verdict=INCONCLUSIVE, message=f"{said}: {cure}", figures=found)
+
+    def __init__(self, reference: Sequence[np.ndarray], real: Sequence[np.ndarray], extractor: Extractor) -> None:
+        """(H, W, C) uint8 images each: what the trained network makes, and what is real. Raises DataError: fewer than two."""
+        if min(len(reference), len(real)) < 2:
+            raise DataError(_too_few(len(reference), len(real)))
+        self._extractor, self._trained, self._real = extractor, extractor(reference), extractor(real)
+        self._told = figures(self._trained, self._real, extractor)
+        shifted = ([(i + np.int16(step)).clip(0, 255).astype(np.uint8) for i in reference] for step in (-1, 1))
+        self.unseen = max(abs(paired_kid(extractor(images), self._trained, self._real)[0]) for images in shifted)
+        """By how much KID changes where all of the trained network's images are a step of 255 darker or brighter."""
+
+    def __call__(self, candidate: Sequence[np.ndarray], tolerances: Mapping[str, float]) -> Finding:
+        made, told = self._extractor(candidate), self._told
+        ours = figures(made, self._real, self._extractor)
+        difference, low, high = paired_kid(made, self._trained, self._real)
+        margin = max(tolerances.get("quality_share", 0.0) * abs(told["KID"]), self.unseen)
+        said = (
+            f"KID {ours['KID']:.5f} against {told['KID']:.5f} of the trained network ({difference:+.5f}, at worst {high:+.5f}; "
+            f"{margin:+.5f} allowed), FID {ours['FID']:.3f} against {told['FID']:.3f}; {len(made)} images, {len(self._real)} real, "
+            f"features of {self._extractor.name}"
+        )
+        found = {
+            "candidate": ours,
+            "reference": told,
+            "difference": difference,
+            "bounds_95": [low, high],
+            "margin": margin,
+        }
+        if high <= margin:
+            return Finding(gate="quality", verdict=PASS, message=said, figures=found)
+        if low > margin:
+            return Finding(gate="quality", verdict=FAIL, message=said, figures=found)
+        cure = "more images would have to show less"
+        if margin > difference:
+            more = len(made) * (((high - difference) / (margin - difference)) ** 2 - 1)
+            if more < MOST_ASKED_FOR:
+                cure = f"about {math.ceil(more)} more images would settle it"
+        return Finding(gate="quality", verdict=INCONCLUSIVE, message=f"{said}: {cure}", figures=found)
+
+
+def _too_few(made: int, real: int) -> str:
+    return f"{made} made and {real} real images are too few to compare: give two of each at least"
 
 
 def real_images(samples: Sequence[Sample], spec: ImageInput, count: int) -> list[np.ndarray]:
