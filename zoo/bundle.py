@@ -78,6 +78,14 @@ class Bundle:
     def input(self) -> ImageInput:
         return ImageInput.from_dict(self.manifest["input"])
 
+    @property
+    def makes(self) -> ImageInput:
+        """Of a network that makes images: the size and colours that real ones are brought to, to be compared with them."""
+        if self.input.color != "latent":
+            return self.input
+        channels, height, width = self.manifest["outputs"][0]["shape"][1:]
+        return ImageInput(height=height, width=width).with_channels(channels)
+
     @cached_property
     def artifacts(self) -> dict[str, ArtifactEntry]:
         return {

@@ -36,7 +36,7 @@ from zoo.tasks import TaskHalf, rows_in
 from zoo.tasks.pictures import PictureTask
 from zoo.train.extractor import open_extractor
 from zoo.train.models import Model, deployable, find_checkpoint, half_of, open_model
-from zoo.train.quality import QualityGate, real_images
+from zoo.train.quality import REAL, QualityGate, real_images
 from zoo.train.reference import TorchReference, torch_reference
 
 from .graphs import MODULES
@@ -56,8 +56,6 @@ SEARCH_IMAGES = 256
 GOLDEN_IMAGES = 5
 GOLDEN_BYTES = 2 << 20
 """Outputs of the golden images that decoding needs: fewer images where they are larger than this in all."""
-REAL_IMAGES = 1000
-"""Real images that made ones are compared with, and as many are made, unless the user wants fewer."""
 RESULT_BYTES = 4 << 20
 """Per-sample results of the reference that travel in the bundle: of fewer samples where they are images."""
 REFERENCE_BYTES = 1 << 20
@@ -357,8 +355,8 @@ def _basis(
         calibration = _calibration(request, model, train, judged, samples.half, torch_ref, note)
     quality = None
     if dataset is not None and dataset.others:
-        real = real_images(dataset.others, model.makes or model.input, REAL_IMAGES)
-        quality = QualityGate([r.pixels for r in seen.results], real, open_extractor(request.features))
+        real = real_images(dataset.others, model.makes or model.input)
+        quality = QualityGate(seen.results, real, open_extractor(request.features))
     return _Basis(
         images=images,
         batches=batches,
@@ -397,7 +395,7 @@ def _data(request: Request, model: Model, show: Progress, note: Callable[[str], 
     with show("reading images", len(val)) as update:
         val = audit(val, input=model.input, progress=lambda done, total: update(done))
     half = half_of(model)
-    count = min(REAL_IMAGES, request.max_samples or REAL_IMAGES)
+    count = min(REAL, request.max_samples or REAL)
     known = (divided.get("val") or {}).get("fingerprint")
     if known and request.max_samples is None and known != val.fingerprint():
         note(
@@ -702,7 +700,7 @@ class _Maker:
 
             findings = [beside_pixels(f, candidate.results, basis.reference.results) for f in findings]
         if basis.quality is not None:
-            findings.append(basis.quality([r.pixels for r in candidate.results], candidate.tolerances))
+            findings.append(basis.quality(candidate.results, candidate.tolerances))
         failed = any(f.verdict == FAIL for f in findings)
         return _Made(
             plan=plan,

@@ -9,12 +9,17 @@ pytest.importorskip("torch")
 
 from zoo.errors import DataError, PluginError, UnknownName
 from zoo.parity.evidence import natural_images
+from zoo.results import ImageResult
 from zoo.train.extractor import open_extractor
 from zoo.train.quality import QualityGate, collapsed, figures
 
 REAL = natural_images(60, 24, 24, 3, seed=1)
 ALIKE = natural_images(60, 24, 24, 3, seed=2)
 NOISE = [np.random.default_rng(i).integers(0, 256, (24, 24, 3), dtype=np.uint8) for i in range(60)]
+
+
+def made(images: list[np.ndarray]) -> list[ImageResult]:
+    return [ImageResult(pixels=image) for image in images]
 
 
 def test_the_same_images_have_the_same_features_and_grey_ones_too() -> None:
@@ -49,16 +54,16 @@ def test_collapse_is_noticed() -> None:
 
 
 def test_the_gate_passes_what_is_as_good_fails_what_is_not_and_says_when_it_cannot_tell() -> None:
-    gate = QualityGate(ALIKE, REAL, open_extractor())
-    assert gate(ALIKE, {"quality_share": 0.0}).verdict == "pass"
-    broken = gate(NOISE, {})
+    gate = QualityGate(made(ALIKE), REAL, open_extractor())
+    assert gate(made(ALIKE), {"quality_share": 0.0}).verdict == "pass"
+    broken = gate(made(NOISE), {})
     assert broken.verdict == "fail"
     assert "features of random" in broken.message
     some = [*ALIKE[:50], *(128 + image // 2 for image in ALIKE[50:])]
-    found = gate(some, {"quality_share": 0.0})
+    found = gate(made(some), {"quality_share": 0.0})
     middle, known = found.figures["difference"], abs(found.figures["reference"]["KID"])
     assert middle > gate.unseen
-    unsure = gate(some, {"quality_share": (middle + 1e-9) / known})
+    unsure = gate(made(some), {"quality_share": (middle + 1e-9) / known})
     assert unsure.verdict == "inconclusive"
     assert "more images" in unsure.message
 
@@ -69,13 +74,13 @@ def test_what_nobody_sees_passes_by_itself_and_what_one_sees_does_not() -> None:
         extractor = open_extractor()
         seen = extractor._network
         extractor._network = lambda x, seen=seen, scale=scale: seen(x) * scale  # type: ignore[assignment,misc]
-        gate = QualityGate(ALIKE, REAL, extractor)
+        gate = QualityGate(made(ALIKE), REAL, extractor)
         moved = {step: [(i + np.int16(step)).clip(0, 255).astype(np.uint8) for i in ALIKE] for step in (1, 24)}
         half = [*moved[1][:30], *ALIKE[30:]]
-        assert gate(half, {"quality_share": 0.0}).verdict == "pass"
-        assert gate(moved[24], {"quality_share": 0.0}).verdict == "fail"
+        assert gate(made(half), {"quality_share": 0.0}).verdict == "pass"
+        assert gate(made(moved[24]), {"quality_share": 0.0}).verdict == "fail"
 
 
 def test_one_image_is_no_set() -> None:
     with pytest.raises(DataError, match="1 made and 60 real images are too few"):
-        QualityGate(ALIKE[:1], REAL, open_extractor())
+        QualityGate(made(ALIKE[:1]), REAL, open_extractor())

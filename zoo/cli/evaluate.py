@@ -179,12 +179,10 @@ def _run_bundle(
 
     if _as_a_set(model.bundle.task, dataset):
         judge = resolve("zoo.train.quality:judge_set", "telling made images from real ones")
-        channels, height, width = model.bundle.manifest["outputs"][0]["shape"][1:]
-        makes = model.input
-        if makes.color == "latent":
-            makes = ImageInput(height=height, width=width).with_channels(channels)
         judged = model.task.samples(dataset, model.input, model.labels, 1000)
-        found: dict[str, Any] = judge(model.run, judged, model.input, model.task, makes, features, model.labels)
+        found: dict[str, Any] = judge(
+            model.run, judged, model.input, model.task, model.bundle.makes, features, model.labels
+        )
         return found
     dataset = model.task.samples(dataset, model.input, model.labels)
     meter, done = model.task.meter(model.labels), 0

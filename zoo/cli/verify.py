@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..bundle import Bundle
-    from ..data import Dataset
+    from ..data import Dataset, Sample
     from ..parity.report import ArtifactReport, Report
+    from ..results import ImageResult
 
 
 @click.command()
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this checkpoint in PyTorch.")
 @click.option("--artifact", "artifacts", multiple=True, help="Only this artefact; may be given again.")
 @click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest accuracy drop allowed, in points.")
+@click.option(
+    "--features",
+    metavar="NAME[:FILE]",
+    help="Of generators: judge quality too (KID, FID), by the features of this classifier, or of `random` filters; needs torch.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of one call.")
 @click.option("--bisect", is_flag=True, help="Find the layer where an artefact parts from the fp32 graph.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write parity.json and report.html into this folder.")
@@ -46,6 +52,7 @@ def command(
     checkpoint: Path | None,
     artifacts: tuple[str, ...],
     max_drop: float | None,
+    features: str | None,
     threads: int | None,
     bisect: bool,
     out: Path | None,
@@ -100,6 +107,7 @@ def command(
             artifacts=artifacts,
             threads=threads,
             max_drop=max_drop / 100 if max_drop is not None else None,
+            quality=_quality(opened, features) if features else None,
             progress=update,
         )
     if find is not None:
@@ -116,6 +124,15 @@ def command(
     if report.failed:
         first = report.failed[0]
         raise GateFailed(f"{first.name} failed: {first.failures[0]}")
+
+
+def _quality(bundle: Bundle, features: str) -> Callable[[Sequence[ImageResult], Sequence[Sample]], Any]:
+    """Raises MissingPart without torch, UnknownName, CheckpointError."""
+    from ..specs import resolve
+
+    gate, real_images = (resolve(f"zoo.train.quality:{name}", "--features") for name in ("QualityGate", "real_images"))
+    extractor = resolve("zoo.train.extractor:open_extractor", "--features")(features)
+    return lambda made, real: gate(made, real_images(real, bundle.makes), extractor)
 
 
 # -- where an artefact parts from the network --------------------------------------------------------------------

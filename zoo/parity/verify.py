@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle import ArtifactEntry, Bundle
-from ..data import Dataset
+from ..data import Dataset, Sample
 from ..errors import DataError, ZooError
 from ..files import sha256_bytes
 from ..inputs import Source, prepare_batch
 from ..lookup import find, find_task, runtimes_for
 from ..machine import machine
+from ..results import ImageResult
 from ..runtime.choosing import why_not
 from ..runtime.predictor import Predictor, open_artifact, open_half
 from ..specs import Runtime, Task
@@ -30,6 +31,10 @@ from .report import ArtifactReport, Flip, Report, find_flips
 __all__ = ["bounds", "verify_bundle"]
 
 LATENCY_TENSORS = 8
+NOTHING_REAL = (
+    "quality compares what is made with real images, of which there are none: give those of a generator with --data"
+)
+Quality = Callable[[Sequence[ImageResult], Mapping[str, float]], Finding]
 EXACT = 16
 """Images that are run in float64 where PyTorch is at hand: the truth of the numeric gate is slow to compute."""
 
@@ -55,6 +60,8 @@ class _Basis:
     images: Sequence[Source]
     batches: Callable[[], Iterable[Batch]]
     statements: list[str]
+    real: Sequence[Sample] = ()
+    """Real images that what is made can be compared with, as a set."""
 
 
 def verify_bundle(
@@ -67,18 +74,22 @@ def verify_bundle(
     artifacts: Sequence[str] = (),
     threads: int | None = None,
     max_drop: float | None = None,
+    quality: Callable[[Sequence[ImageResult], Sequence[Sample]], Quality] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Judge artefacts of a bundle on this machine.
 
     The reference is ``network`` (PyTorch, where it is at hand); otherwise the per-sample results stored in the
     bundle, for those images of ``data`` that were judged at export; otherwise the stored results for the golden
-    vectors. Nothing is written. Raises BundleError, DataError, MissingPart.
+    vectors. ``quality`` makes a gate of what the reference made and of real images, for networks that have no right
+    answer; it needs ``data`` that holds such images. Nothing is written. Raises BundleError, DataError, MissingPart.
     """
     from ..registry import get_registry  # pluggy: needed to judge, not to import this module
 
     task = find_task(bundle.task)
     half = open_half(bundle)
+    if quality is not None and (data is None or not half.samples(data, bundle.input, bundle.labels, 1).others):
+        raise DataError(NOTHING_REAL)
     stages = selftest(bundle, artifacts[0] if len(artifacts) == 1 else None, threads=threads)
     names = list(artifacts or bundle.artifacts)
     broken = [s for s in stages if not s and not s.artifact]
@@ -93,6 +104,7 @@ def verify_bundle(
             bundle=_identity(bundle),
         )
     basis = _basis(bundle, task, half, data, network, exact_network, network_name, progress)
+    judge = quality(basis.reference.results, basis.real) if quality and basis.reference and basis.real else None
     substitute: Reference | None = None
     reports: list[ArtifactReport] = []
     flips: list[Flip] = []
@@ -136,6 +148,7 @@ def verify_bundle(
             continue
         findings = [*get_registry().verify(candidate, reference, basis.samples)]
         findings += _engine_finding(predictor, candidate, basis.samples, threads)
+        findings += [judge(candidate.results, candidate.tolerances)] if judge else []
         flips += find_flips(candidate, reference, basis.samples, basis.images, bundle.input)
         reports.append(_report(bundle, name, findings, own, predictor))
     if basis.reference is None or basis.reference.call is None:
@@ -364,6 +377,7 @@ def _basis(
         images=images,
         batches=lambda: prepared_batches(images, bundle.input),
         statements=statements,
+        real=data.others,
     )
 
 

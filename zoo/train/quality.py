@@ -13,6 +13,7 @@ from ..errors import DataError
 from ..inputs import ImageInput, read_image, resize
 from ..parity import FAIL, INCONCLUSIVE, PASS, Finding
 from ..parity.evidence import observe, prepared_batches
+from ..results import ImageResult
 from ..tasks import TaskHalf
 from ..tasks.distances import diversity, fid, kid, paired_kid, precision_recall
 from .extractor import Extractor, open_extractor
@@ -22,6 +23,8 @@ __all__ = ["QualityGate", "collapsed", "figures", "judge_set", "real_images"]
 COLLAPSED = 0.5
 """Below this share of the real images' diversity a generator has given up part of what it should make."""
 MOST_ASKED_FOR = 1e6
+REAL = 1000
+"""Real images that made ones are compared with, and as many are made, unless the user wants fewer."""
 
 
 def figures(
@@ -70,18 +73,20 @@ class QualityGate:
     which nobody sees: this alone knows the scale of an extractor's features.
     """
 
-    def __init__(self, reference: Sequence[np.ndarray], real: Sequence[np.ndarray], extractor: Extractor) -> None:
-        """(H, W, C) uint8 images each: what the trained network makes, and what is real. Raises DataError: fewer than two."""
+    def __init__(self, reference: Sequence[ImageResult], real: Sequence[np.ndarray], extractor: Extractor) -> None:
+        """What the trained network makes, and (H, W, C) uint8 images that are real. Raises DataError: fewer than two."""
         if min(len(reference), len(real)) < 2:
             raise DataError(_too_few(len(reference), len(real)))
-        self._extractor, self._trained, self._real = extractor, extractor(reference), extractor(real)
+        made = [result.pixels for result in reference]
+        self._extractor, self._trained, self._real = extractor, extractor(made), extractor(real)
         self._told = figures(self._trained, self._real, extractor)
-        shifted = ([(i + np.int16(step)).clip(0, 255).astype(np.uint8) for i in reference] for step in (-1, 1))
+        shifted = ([(i + np.int16(step)).clip(0, 255).astype(np.uint8) for i in made] for step in (-1, 1))
         self.unseen = max(abs(paired_kid(extractor(images), self._trained, self._real)[0]) for images in shifted)
         """By how much KID changes where all of the trained network's images are a step of 255 darker or brighter."""
 
-    def __call__(self, candidate: Sequence[np.ndarray], tolerances: Mapping[str, float]) -> Finding:
-        made, told = self._extractor(candidate), self._told
+    def __call__(self, candidate: Sequence[ImageResult], tolerances: Mapping[str, float]) -> Finding:
+        """``candidate``: what it makes of the same inputs in the same order."""
+        made, told = self._extractor([result.pixels for result in candidate]), self._told
         ours = figures(made, self._real, self._extractor)
         difference, low, high = paired_kid(made, self._trained, self._real)
         margin = max(tolerances.get("quality_share", 0.0) * abs(told["KID"]), self.unseen)
@@ -113,8 +118,8 @@ def _too_few(made: int, real: int) -> str:
     return f"{made} made and {real} real images are too few to compare: give two of each at least"
 
 
-def real_images(samples: Sequence[Sample], spec: ImageInput, count: int) -> list[np.ndarray]:
-    """(H, W, C) uint8: ``count`` evenly spaced images, brought to what a network makes. Raises ImageError."""
+def real_images(samples: Sequence[Sample], spec: ImageInput, count: int = REAL) -> list[np.ndarray]:
+    """(H, W, C) uint8: at most ``count`` evenly spaced images, brought to what a network makes. Raises ImageError."""
     found = []
     step = len(samples) / max(1, min(count, len(samples)))
     for at in range(min(count, len(samples))):
