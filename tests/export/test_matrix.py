@@ -124,11 +124,11 @@ def test_onnx_equals_pytorch_at_any_batch(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_tensorrt_takes_it(exported: Exported, precision: str, tmp_path: Path) -> None:
+def test_tensorrt_takes_it(exported: Exported, precision: str) -> None:
     made = Artifact(
         format="onnx", precision="fp32", input=exported.spec, task=exported.samples.task, path=exported.path
     )
-    found = build_for_tensorrt(made, precision, exported.samples.tensors[:4], tmp_path)
+    found = build_for_tensorrt(made, precision, exported.samples.tensors[:4])
     assert not [f.message for f in found.findings if f.verdict == FAIL]
 
 

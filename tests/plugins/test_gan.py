@@ -17,6 +17,9 @@ class TestDCGAN(ArchitectureTests):
 
 
 class TestConditionalDCGAN(ArchitectureTests):
+    """In int8 for TensorRT it is the growing layers alone: latents and classes are single pixels, whose layers that pass
+    leaves in float as it does squeeze-and-excitation's, and the layer that paints is the last."""
+
     name = "dcgan-conditional"
     size = 16
     options = {"width": 16}

@@ -340,6 +340,6 @@ def test_what_tensorrt_refuses_is_told_or_listed(kit: Any, tmp_path: Any, monkey
     tests = kit(Fourier)
     exported = tests.export(tests.record_made, tmp_path)
     with pytest.raises(AssertionError, match="DFT"):
-        run(tests, "test_tensorrt_takes_it", exported, "fp32", tmp_path)
+        run(tests, "test_tensorrt_takes_it", exported, "fp32")
     monkeypatch.setattr(tests, "refused", {"fp32": "DFT"}, raising=False)
-    run(tests, "test_tensorrt_takes_it", exported, "fp32", tmp_path)
+    run(tests, "test_tensorrt_takes_it", exported, "fp32")

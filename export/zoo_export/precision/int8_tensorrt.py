@@ -38,8 +38,9 @@ class SymmetricInt8(Int8Pass):
     scheme = "explicit Q/DQ, int8 activations (symmetric), int8 weights (symmetric, per channel), float biases"
 
     def layers(self, model: ModelProto) -> list[str]:
-        """Convolutions of a single pixel (squeeze-and-excitation) stay in float too: a product of a matrix and a vector
-        waits for memory, so integers gain nothing there, and a gate multiplies what it loses into a whole map."""
+        """Convolutions of a single pixel (squeeze-and-excitation, a generator's latents) stay in float too: a product of a
+        matrix and a vector waits for memory, so integers gain nothing there, and a gate multiplies what it loses into a
+        whole map."""
         single = _single_pixels(model)
         rank = {i.name: len(i.dims) for i in model.graph.initializer}
         fit = {
