@@ -312,7 +312,7 @@ def _basis(
     if request.data is not None:
         train, dataset = _data(request, model, show, note)
         images, ids = [s.image for s in dataset], tuple(s.id for s in dataset)
-        targets = None if all(t is None for t in dataset.targets) else dataset.targets
+        targets = None if dataset.others else dataset.targets
         origin = dataset.source
     else:
         images = list(_made_images(spec, _made_count(spec), seed=1))

@@ -265,9 +265,9 @@ def test_more_samples_do_not_help_where_the_drop_is_beyond_the_margin() -> None:
 
 def test_without_right_images_nothing_is_judged_by_them() -> None:
     candidate, reference, samples = case(flat(1, 2), flat(1, 2))
-    for targets in (None, [None, None]):
+    for targets, figures in ((None, {}), ([None, None], {"known": 0})):
         found = accuracy(candidate, reference, replace(samples, targets=targets))
-        assert found.verdict == "not judged" and not found.figures
+        assert found.verdict == "not judged" and found.figures == figures
 
 
 # -- the crops that changed most -------------------------------------------------------------------------------
@@ -384,6 +384,20 @@ def test_quality_takes_the_place_of_accuracy_where_no_image_is_the_right_one(
     findings = [gate("numbers", "pass"), gate("accuracy", accuracy), gate("pixels", "pass"), gate("latency", "pass")]
     report = artefact(*findings, *([gate("quality", quality)] if quality else []))
     assert (report.verdict, report.status) == (verdict, status)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "known", "status"), [("pass", 0, "verified"), ("fail", 0, "built"), ("pass", None, "built")]
+)
+def test_pixels_decide_of_a_users_images_that_have_neither_right_answers_nor_real_ones(
+    pixels: str, known: int | None, status: str
+) -> None:
+    """Style: what it should be is what the trained network makes. Without any images of the user's nothing was proved."""
+    asked = Finding(
+        gate="accuracy", verdict="not judged", message="", figures={} if known is None else {"known": known}
+    )
+    report = artefact(gate("numbers", "pass"), asked, gate("pixels", pixels), gate("latency", "pass"))
+    assert report.status == status
 
 
 def test_quality_is_a_table_of_both() -> None:

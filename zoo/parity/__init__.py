@@ -31,7 +31,8 @@ class Samples:
     ids: tuple[str, ...]
     """N names, in the order of the outputs' first axis."""
     targets: Sequence[Any] | None
-    """N targets, each None where nobody knows the right answer; None where that is so of all: then accuracy is not judged."""
+    """N targets, each None where nobody knows the right answer; None where no images were given, or only a set of real ones to
+    compare with: then accuracy is not judged."""
     source: str
     """For the report: ``val split of photos (153 images)``."""
     tensors: np.ndarray

@@ -92,12 +92,12 @@ class ArtifactReport:
 
         Verified are those whose numbers and accuracy passed, on their own runtime, where no other gate said no or did
         not know, and whose latency was measured, be it judged or only told. Where no image is the right one, quality
-        takes the place of accuracy.
+        takes the place of accuracy, or pixels do where the user's images have no real ones to be compared with either.
         """
         verdicts = {f.gate: f.verdict for f in self._counting}
         if self.stand_in or not self.device:
             return "built" if verdicts.get("build") == PASS else "prepared"
-        answers = "accuracy" if "accuracy" in verdicts else "quality"
+        answers = next(gate for gate in ("accuracy", "quality", "pixels") if gate in verdicts or gate == "pixels")
         judged = all(verdicts.get(gate) == PASS for gate in ("numbers", answers))
         rest = {f.gate: f for f in self._counting if f.verdict != PASS}
         measured = bool(self._figures("latency"))
@@ -111,9 +111,10 @@ class ArtifactReport:
 
     @property
     def _counting(self) -> list[Finding]:
-        """All findings but accuracy's word that it was not judged, where quality was."""
-        set_aside = {"accuracy"} if any(f.gate == "quality" for f in self.findings) else set()
-        return [f for f in self.findings if f.gate not in set_aside or f.verdict != SKIPPED]
+        """All findings but accuracy's word that it was not judged, where quality was or nobody could."""
+        found = {f.gate for f in self.findings}
+        instead = "quality" in found or ("pixels" in found and self._figures("accuracy").get("known") == 0)
+        return [f for f in self.findings if f.gate != "accuracy" or f.verdict != SKIPPED or not instead]
 
     def _figures(self, gate: str) -> Mapping[str, Any]:
         return next((f.figures for f in self.findings if f.gate == gate), {})

@@ -314,7 +314,7 @@ def _basis(
         return _golden_basis(bundle, task, half, stored, network, exact_network, network_name)
     data = half.samples(data.relabelled(bundle.labels), bundle.input, bundle.labels)
     images: list[Source] = [s.image for s in data]
-    targets: list[Any] | None = None if all(t is None for t in data.targets) else data.targets
+    targets: list[Any] | None = None if data.others else data.targets
     ids = [s.id for s in data]
     statements: list[str] = []
     reference: Reference | None = None

@@ -48,6 +48,8 @@ JUDGED_EACH_EPOCH = 64
 MADE_EACH_EPOCH = 256
 """Images that a generator draws to be compared with as many real ones after each epoch, and ..."""
 MADE_AT_LAST = 1000
+PERCEPTUAL = "vgg16"
+"""Whose features a perceptual loss compares, where nobody says."""
 SHOWN = 64
 ONE_AT_A_TIME = "players take turns on one device: leave out --devices and --nodes"
 
@@ -185,7 +187,7 @@ class GenerativeRun(_Run):
         if network.needs_perceptual(loss):
             from .perceptual import Perceptual
 
-            name, _, file = (o.perceptual or "vgg16").partition(":")
+            name, _, file = (o.perceptual or PERCEPTUAL).partition(":")
             perceptual = Perceptual(name, weights=file).to(self._device())
             if o.style:
                 spec = ImageInput(height=256, width=256, resize="shortest")
@@ -436,6 +438,7 @@ class GenerativeRun(_Run):
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         s, o, p = self.settled, self.options, self.model.provenance
         weights = " ".join(str(v) for k, v in p.get("weights", {}).items() if k in ("kind", "name"))
+        eyes, _, file = (o.perceptual or PERCEPTUAL).partition(":")
         facts = [(k, str(told(self.task, k, v))) for k, v in metrics.items() if k != "classes"]
         return [
             *facts,
@@ -445,6 +448,13 @@ class GenerativeRun(_Run):
             ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
             (f"{self.metric_name} before", self.said(s["before"])),
             ("loss", ", ".join([s["loss"], *(f"{k} x {v:g}" for k, v in o.loss_weights.items())])),
+            *(
+                (("loss seen through", f"{eyes} ({Path(file).name or 'its own weights'})"),)
+                if self.rules.perceptual is not None
+                else ()
+            ),
+            *((("style", o.style),) if o.style else ()),
+            *((("damage", degrade),) if (degrade := str(self.task.settings.get("degrade", ""))) else ()),
             ("epochs, batch", f"{s['epochs']}, {s['batch_size']}"),
             ("averaged generator", f"decay {s['ema']:g}" if s["ema"] else "no"),
             ("precision", s["precision"]),

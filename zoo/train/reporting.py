@@ -91,6 +91,7 @@ def match_picture(rows: Sequence[Mapping[str, Any]], players: Sequence[str], met
                 axis.legend(frameon=False)
         axis.set_ylabel(what)
     gradients.set_yscale("log")
+    apart.set_visible(bool(apart.lines))  # of networks that have no judge
     decibels = metric_name.startswith("PSNR")  # which is kept in hundredths
     values = [row["val_metric"] * (100 if decibels else 1) for row in rows]
     metric.plot(x, values, color="tab:green", marker=marker)
