@@ -296,7 +296,8 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
         return
     rows = []
     found = {gate for artifact in outcome.report.artifacts for gate in artifact.gates()}
-    shown = ("numbers", "accuracy", "latency", *(gate for gate in ("lint", "precision", "build") if gate in found))
+    ours = ("pixels", "quality", "lint", "precision", "build")
+    shown = ("numbers", "accuracy", "latency", *(gate for gate in ours if gate in found))
     for artifact in outcome.report.artifacts:
         facts = _facts(outcome, artifact)
         gates = artifact.gates()
@@ -319,11 +320,18 @@ def _show(outcome: Outcome, data: Path | None, as_json: bool) -> None:
     if outcome.bundle is not None:
         bundle = shlex.quote(str(outcome.bundle))
         click.echo(f"bundle: {outcome.bundle} (default: {outcome.manifest['default']})\nnext:")
-        click.echo(f"  zoo run {bundle} photo.jpg")
+        click.echo(f"  zoo run {bundle} {_usual(outcome.manifest)}")
         if any(entry["format"] == "tensorrt" for entry in outcome.manifest["artifacts"]):
             click.echo(f"  zoo build {bundle}     on the device")
         click.echo(f"  zoo verify {bundle}" + (f" --data {shlex.quote(str(data))}" if data else ""))
         click.echo(f"  zoo pack {bundle}")
+
+
+def _usual(manifest: Mapping[str, Any]) -> str:
+    """What one would run a bundle on."""
+    if manifest["input"]["color"] == "latent":
+        return "--seed 7 --grid 8x8 --out grid.png"
+    return "photo.jpg --out made.png" if "scale" in manifest["decode"] else "photo.jpg"
 
 
 def _facts(outcome: Outcome, artifact: ArtifactReport) -> dict[str, Any]:

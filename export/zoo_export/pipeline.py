@@ -454,6 +454,8 @@ def _calibration(
             raise DataError(
                 f"{train.root}: none of the {len(train)} training images can be read, so int8 cannot be calibrated"
             )
+        if any(target is None for target in targets):
+            targets = None  # then the trained network's answer is the right one
         origin = f"images of the {train.source}"
     calibrated = np.stack(tensors)
     concerns = audit_calibration(
@@ -476,6 +478,8 @@ def _calibration(
 
         def judge(run: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> np.ndarray:
             results = results_of(run)
+            if targets is None and isinstance(half, PictureTask):
+                return half.likeness(results, known)
             if targets is None:
                 return np.asarray(half.same_answer(results, known), np.float64)
             return half.sample_scores(results, targets[wanted:])
@@ -623,7 +627,7 @@ class _Maker:
     def _quantise(
         self, plan: Plan, convert: Callable[..., Artifact], base: Artifact, calibration: Calibration
     ) -> _Made:
-        """Convert; where the numbers or the accuracy suffer too much, put the layers that hurt most back to float and try again.
+        """Convert; where what comes out suffers too much, put the layers that hurt most back to float and try again.
 
         A pass takes part in this by offering ``sensitivity(artifact, calibration)``: its layers, the worst first.
         """
@@ -729,11 +733,11 @@ def _executable(artifact: Artifact, runtime: Runtime) -> Path | None:
 
 
 def _hurt(made: _Made) -> bool:
-    """Whether precision is to blame: numbers or accuracy failed, or the images at hand show a drop beyond the margin
+    """Whether precision is to blame: a gate of what comes out failed, or the images at hand show a drop beyond the margin
     without being enough to prove it. Latency would not improve by going back to float.
     """
     for finding in made.report.findings:
-        if finding.gate in ("numbers", "accuracy") and finding.verdict == FAIL:
+        if finding.gate in ("numbers", "accuracy", "pixels", "quality") and finding.verdict == FAIL:
             return True
         if finding.gate == "accuracy" and finding.verdict == INCONCLUSIVE:
             return bool(finding.figures["difference"] < finding.figures["margin"])

@@ -206,6 +206,18 @@ def test_a_bar_counts_tiles_and_images_on_a_terminal_alone(zoo: Run, bundles: Pa
     assert "100%" in said
 
 
+def test_json_names_every_file(zoo: Run, bundles: Path, tmp_path: Path) -> None:
+    sharper = made(zoo, bundles, "srresnet", *SMALL)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(natural_images(1, 20, 24)[0]).save(tmp_path / folder / "same.png")
+    out = tmp_path / "out"
+    lines = zoo("run", sharper, tmp_path / "a", tmp_path / "b", "--out", out, "--json").stdout.splitlines()
+    files = [json.loads(line)["file"] for line in lines]
+    assert files == [str(out / "same.png"), str(out / "same-2.png")]
+    assert sorted(files) == sorted(str(path) for path in out.iterdir())
+
+
 def test_holes_that_are_none(zoo: Run, bundles: Path, tmp_path: Path) -> None:
     painter = made(
         zoo, bundles, "inpaint-partial", "--option", "width=8", "--option", "depth=2", "--size", "32", "--precision", "fp32,int8"

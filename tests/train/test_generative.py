@@ -86,12 +86,15 @@ def test_a_conditional_gan_is_told_the_folders_names(photos: Path, tmp_path: Pat
     data = tmp_path / "kinds"
     for at, file in enumerate(sorted(photos.iterdir())):
         (data / ("a", "b")[at % 2]).mkdir(parents=True, exist_ok=True)
-        (data / ("a", "b")[at % 2] / file.name).write_bytes(file.read_bytes())
+        with Image.open(file) as image:
+            image.convert("L").save(data / ("a", "b")[at % 2] / file.name)
     done = finetune(options("dcgan-conditional", data, size=16, build={"width": 8}), tmp_path / "run")
     assert isinstance(done, Summary)
     model = load_checkpoint(done.checkpoint)
     assert model.labels == ("a", "b")
     assert model.input.channels == 102
+    assert model.makes is not None
+    assert model.makes.channels == 1, "a set of grey images makes a generator of grey images"
 
 
 def test_super_resolution_gets_better_from_good_images_alone(photos: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,9 +24,12 @@ VAL_SHARE = 0.4  # enough held-out images for the accuracy gate to reach a verdi
 DEVICE = """
 import sys, zoo.runtime
 model = zoo.runtime.load(sys.argv[1])
-result = model(sys.argv[2])
-from PIL import Image
-result.draw(Image.open(sys.argv[2])).save(sys.argv[3])
+if sys.argv[2]:
+    from PIL import Image
+    result = model(sys.argv[2])
+    result.draw(Image.open(sys.argv[2])).save(sys.argv[3])
+else:
+    result = model.generate(1, seed=7)[0]
 heavy = sorted({"torch", "onnx", "timm", "lightning"} & set(sys.modules))
 assert not heavy, heavy
 print(f"{model.session.device}|{model.task.describe(result)}")
@@ -42,10 +47,10 @@ class _Made:
 @click.command()
 @click.option(
     "--task",
-    type=click.Choice(["classify", "segment", "detect"]),
+    type=click.Choice(["classify", "segment", "detect", "generate", "restore"]),
     default="classify",
     show_default=True,
-    help="Digits; or shapes to be outlined, or to be boxed.",
+    help="Digits; shapes to be outlined, or to be boxed; digits to be drawn; pictures to be enlarged.",
 )
 @click.option(
     "--out",
@@ -61,6 +66,7 @@ def command(task: str, out: Path, quick: bool) -> None:
 
     classify: a LeNet learns the digits 0 to 4 (scikit-learn carries them), then 5 to 9. segment and detect: a small
     U-Net or YOLO learns, from random weights, to find discs, squares and triangles in pictures made on the spot.
+    generate: a DCGAN learns to draw digits. restore: an SRResNet learns to make pictures twice as large.
 
     \b
     Examples:
@@ -79,7 +85,8 @@ def command(task: str, out: Path, quick: bool) -> None:
     out.mkdir(parents=True)
     marker.touch()
     began = time.monotonic()
-    made = _digits(out, quick) if task == "classify" else _shapes(task, out, quick)
+    learn = {"classify": _digits, "generate": _drawing, "restore": _enlarging}.get(task, partial(_shapes, task))
+    made = learn(out, quick)
     bundle, packed = out / "bundle", out / f"{made.data.name}.zoo"
     _zoo("evaluate", made.run, "--data", made.data)
     _zoo("export", made.run, "--to", "onnx", "--precision", "fp32,int8", "--data", made.data, "--out", bundle)
@@ -91,10 +98,20 @@ def command(task: str, out: Path, quick: bool) -> None:
 
     held_out = open_data(made.data, task=task, val_share=VAL_SHARE, seed=SEED).val
     sample = held_out[len(held_out) // 2]
-    photo, picture = Path(str(sample.image)), out / "prediction.png"
-    note(f'\n$ python -c \'import zoo.runtime; zoo.runtime.load("{packed}")("{photo}")\'')
+    photo, picture = str(sample.image), out / "prediction.png"
+    if task == "generate":
+        photo = ""
+        _zoo("run", packed, "--seed", "7", "--grid", "8x8", "--out", picture)
+    elif task == "restore":
+        from PIL import Image
+
+        with Image.open(photo) as large:
+            large.resize((large.width // 2, large.height // 2), Image.Resampling.BICUBIC).save(out / "small.png")
+        photo = str(out / "small.png")
+    call = f'("{photo}")' if photo else ".generate(1, seed=7)"
+    note(f"\n$ python -c 'import zoo.runtime; zoo.runtime.load(\"{packed}\"){call}'")
     done = subprocess.run(
-        [sys.executable, "-c", DEVICE, str(packed), str(photo), str(picture)], capture_output=True, text=True
+        [sys.executable, "-c", DEVICE, str(packed), photo, str(picture)], capture_output=True, text=True
     )
     if done.returncode:
         raise ZooError(f"the device process failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -107,21 +124,29 @@ def command(task: str, out: Path, quick: bool) -> None:
             rows.append((artifact.name, f"{size:.0f}", artifact.status, gates))
     click.echo("")
     click.echo(table(rows, ("artefact", "kB", "status", "gates")))
-    what = f"a held-out {held_out.labels[sample.target]}" if task == "classify" else f"held-out {sample.id}"
-    click.echo(f"\n{what} is read as {said} on {device}, without torch")
+    what = {
+        "classify": lambda: f"a held-out {held_out.labels[sample.target]} is read as",
+        "generate": lambda: "a digit is drawn in",
+        "restore": lambda: f"held-out {sample.id}, at half its size, is made",
+    }.get(task, lambda: f"held-out {sample.id} is read as")()
+    click.echo(f"\n{what} {said} on {device}, without torch")
     click.echo(f"report:  {bundle / 'report.html'}")
     click.echo(f"picture: {picture}")
     click.echo(f"bundle:  {packed} ({packed.stat().st_size / 1e3:.0f} kB), {time.monotonic() - began:.0f} s in all")
 
 
-def _digits(out: Path, quick: bool) -> _Made:
+def _load_digits() -> Any:
     from ..errors import MissingPart
 
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingPart("scikit-learn, which carries the digits,", "pip install scikit-learn") from None
-    digits = load_digits()
+    return load_digits()
+
+
+def _digits(out: Path, quick: bool) -> _Made:
+    digits = _load_digits()
     old, new = out / "digits-0-4", out / "digits-5-9"
     _write_digits(digits.images, digits.target, old, OLD)
     _write_digits(digits.images, digits.target, new, NEW)
@@ -132,6 +157,32 @@ def _digits(out: Path, quick: bool) -> _Made:
     _zoo("finetune", "lenet5", "--weights", "none", "--data", old, "--out", base, "--epochs", epochs, *split)
     _zoo("finetune", base, "--data", new, "--out", tuned, "--epochs", epochs, "--lr", "0.005", *split)
     return _Made(data=new, run=tuned)
+
+
+def _drawing(out: Path, quick: bool) -> _Made:
+    data, run = out / "digits", out / "run"
+    digits = _load_digits()
+    _write_digits(digits.images, digits.target, data, range(10))
+    note(f"wrote {len(digits.target)} digits to {data}")
+    _zoo(
+        "finetune", "dcgan", "--weights", "none", "--data", data, "--out", run, "--size", 16, "--option", "width=32",
+        "--epochs", 2 if quick else 20, "--val-share", VAL_SHARE, "--seed", SEED,
+    )  # fmt: skip
+    return _Made(data=data, run=run)
+
+
+def _enlarging(out: Path, quick: bool) -> _Made:
+    from ..data.scenes import write_scenes
+
+    data, run = out / "pictures", out / "run"
+    count = 60 if quick else 200
+    write_scenes(data, "restore", count)
+    note(f"made {count} pictures of discs, squares and triangles in {data}")
+    _zoo(
+        "finetune", "srresnet", "--weights", "none", "--data", data, "--out", run, "--option", "width=16",
+        "--option", "blocks=4", "--epochs", 1 if quick else 6, "--val-share", VAL_SHARE, "--seed", SEED,
+    )  # fmt: skip
+    return _Made(data=data, run=run)
 
 
 def _shapes(task: str, out: Path, quick: bool) -> _Made:

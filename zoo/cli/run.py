@@ -173,19 +173,20 @@ def command(
                 if as_json:
                     click.echo(json.dumps({"image": str(path), "error": str(error)}, ensure_ascii=False))
                 continue
+            file = out
+            if single:
+                _write(Path(out or ""), _picture(path, predictor, result, compare))
+            elif folder is not None:
+                file = str(Path(out or "") / _draw(folder, path, predictor, result, compare))
             if as_json:
                 answer = result.to_dict(top) if hasattr(result, "top") else result.to_dict()
                 if hasattr(result, "to_coco"):
                     answer["annotations"] = result.to_coco(index)
-                if single:
-                    answer["file"] = out
+                if file is not None:
+                    answer["file"] = file
                 click.echo(json.dumps({"image": str(path), **answer, **ran}, ensure_ascii=False))
             else:
                 rows.append([path, *_cells(predictor.task, result, top)])
-            if single:
-                _write(Path(out or ""), _picture(path, predictor, result, compare))
-            elif folder is not None:
-                _draw(folder, path, predictor, result, compare)
         advance(len(paths))
     if rows and makes:
         click.echo(table(rows, ["image", "made"]))
@@ -312,10 +313,11 @@ def _write(path: Path, picture: Image.Image) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _draw(folder: Path, path: Path, predictor: Predictor, result: Any, compare: bool) -> None:
-    """Into a file of its own."""
+def _draw(folder: Path, path: Path, predictor: Predictor, result: Any, compare: bool) -> str:
+    """Into a file of its own, whose name is returned."""
     name, count = f"{path.stem}.png", 1
     while (folder / name).exists():  # two folders may each hold a 1.jpg
         count += 1
         name = f"{path.stem}-{count}.png"
     _write(folder / name, _picture(path, predictor, result, compare))
+    return name

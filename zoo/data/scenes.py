@@ -20,9 +20,11 @@ COLOURS = ((205, 90, 70), (85, 175, 90), (80, 100, 215))
 """Of each shape, about: colour is learnt in a minute, where form alone would take an hour."""
 
 
-def scenes(count: int, side: int = 160, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, Boxes]]:
+def scenes(
+    count: int, side: int = 160, seed: int = 0, noise: float = 6.0
+) -> Iterator[tuple[np.ndarray, np.ndarray, Boxes]]:
     """``count`` times an image (side, side, 3) uint8, its class map (side, side) uint8 (0 = background, then the shapes
-    in their order) and its boxes, whose classes count the shapes from 0. Shapes cover one another; what is seen of
+    in their order) and its boxes, whose classes count the shapes from 0. ``noise``: its deviation in steps of 255. Shapes cover one another; what is seen of
     less than a third of its pixels is not told of."""
     rng = np.random.default_rng(seed)
     for background in natural_images(count, side, side, 3, seed):
@@ -46,8 +48,8 @@ def scenes(count: int, side: int = 160, seed: int = 0) -> Iterator[tuple[np.ndar
             if len(rows) * 3 >= size and len(rows):
                 boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
                 kinds.append(kind)
-        noise = rng.normal(0, 6, (side, side, 3))
-        pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+        grain = rng.normal(0, noise, (side, side, 3))
+        pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
         yield pixels, classes, Boxes.of(np.asarray(boxes, np.float32).reshape(-1, 4), kinds)
 
 
@@ -65,11 +67,12 @@ def _stencil(kind: int, x: float, y: float, radius: float, angle: float, side: i
 
 
 def write_scenes(folder: Path, task: str, count: int, side: int = 160, seed: int = 0) -> None:
-    """A data set on disk: for ``segment`` images/ and masks/, for ``detect`` images/ and a COCO json."""
+    """A data set on disk: for ``segment`` images/ and masks/, for ``detect`` images/ and a COCO json, for ``restore`` images/
+    without noise."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, (pixels, classes, boxes) in enumerate(scenes(count, side, seed)):
+    for index, (pixels, classes, boxes) in enumerate(scenes(count, side, seed, *((0.0,) if task == "restore" else ()))):
         name = f"{index:04d}.png"
         Image.fromarray(pixels).save(folder / "images" / name)
         images.append({"id": index, "file_name": name, "width": side, "height": side})
@@ -80,6 +83,8 @@ def write_scenes(folder: Path, task: str, count: int, side: int = 160, seed: int
             box = [left, top, right - left, bottom - top]
             found = {"id": len(annotations), "image_id": index, "category_id": kind, "bbox": box}
             annotations.append({**found, "area": box[2] * box[3], "iscrowd": 0})
+    if task == "restore":
+        return
     if task == "segment":
         (folder / "classes.txt").write_text("\n".join(("background", *SHAPES)) + "\n", encoding="utf-8")
     else:

@@ -670,6 +670,8 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
 
 
 def _accuracy(figures: Mapping[str, Any]) -> str:
+    if "interval_95_one_sided" not in figures:  # not judged
+        return ""
     low, high = figures["interval_95_one_sided"]
     margin, unit = figures["margin"], figures.get("unit", "%")
     points, rim = ("points", 0.01) if unit == "%" else (unit, 0.001)

@@ -159,6 +159,11 @@ class PictureTask:
             bool,
         )
 
+    def likeness(self, results: Sequence[ImageResult], reference: Sequence[ImageResult]) -> np.ndarray:
+        """(N,) SSIM of each image with the reference's, of luma: 1 where they are equal."""
+        pairs = zip(results, reference, strict=True)
+        return np.asarray([ssim(luma(a.pixels), luma(b.pixels)) for a, b in pairs], np.float64)
+
     def differences(self, results: Sequence[ImageResult], reference: Sequence[ImageResult]) -> dict[str, float]:
         """In steps of 255: the mean and the largest difference; the share of values further apart than one step; PSNR in
         dB and SSIM, the mean and the worst over the images."""
@@ -166,15 +171,15 @@ class PictureTask:
             return {}
         off = [apart(a, b) for a, b in zip(results, reference, strict=True)]
         decibels = [psnr(a.pixels, b.pixels) for a, b in zip(results, reference, strict=True)]
-        alike = [ssim(luma(a.pixels), luma(b.pixels)) for a, b in zip(results, reference, strict=True)]
+        alike = self.likeness(results, reference)
         return {
             "mean": float(np.mean([o.mean() for o in off])),
             "max": float(max(o.max(initial=0) for o in off)),
             "share_beyond_1": float(np.mean([(o > 1).mean() for o in off])),
             "psnr_db": float(np.mean(decibels)),
             "worst_psnr_db": float(min(decibels)),
-            "ssim": float(np.mean(alike)),
-            "worst_ssim": float(min(alike)),
+            "ssim": float(alike.mean()),
+            "worst_ssim": float(alike.min()),
         }
 
     def meter(self, labels: Sequence[str]) -> PictureMeter:

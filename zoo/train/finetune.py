@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data import Dataset, audit, open_data
+from ..data import Dataset, Splits, audit, open_data
 from ..errors import CheckpointError, DataError, OutputError, PluginError, UnknownName, ZooError
 from ..files import as_output_error, dump_json, write_bytes
 from ..inputs import ImageInput, read_image
@@ -249,32 +249,13 @@ class _Run:
     def prepare(self) -> None:
         """Open and audit the data, open the network: all that can refuse."""
         o = self.options
-        torch.manual_seed(o.seed)
-        task = task_of(o.source)
-        splits = open_data(o.data, task=task, format=o.format, val_share=o.val_share, seed=o.seed)
+        splits, folder = self._begin()
         train, val = splits.train, splits.val
-        folder = find_checkpoint(o.source)
-        weights = o.weights or "pretrained"
-        if folder is None:
-            architecture = get_registry().get(Architecture, o.source)
-            if architecture.name != o.source:
-                self.say(f"{o.source} means {architecture.name}")
-            if not o.weights and not architecture.weights:
-                weights = "none"
-                self.say(f"{architecture.name} has no pretrained weights: training from random ones")
-        else:
+        if folder is not None:
             known = checkpoint_labels(folder)
             if set(known) == set(splits.labels):  # the same classes in another order: the head can stay
                 train, val = train.relabelled(known), val.relabelled(known)
-        self.model = open_model(
-            o.source,
-            weights=weights,
-            labels=train.labels,
-            channels=o.channels,
-            size=tuple(o.size) if isinstance(o.size, list) else o.size,
-            pixel=o.pixel,
-            options=o.build,
-        )
+        self._open(folder, train.labels, o.channels)
         self.train_data, self.val_data = self._audited(train), self._audited(val)
         self.fingerprints = {"train": self.train_data.fingerprint(), "val": self.val_data.fingerprint()}
         if folder is None and (o.pixel == "float32" or self.model.input.color == "bands"):
@@ -285,6 +266,33 @@ class _Run:
         self.scratch = self.model.weights == "none"
         _ = self.model.head
         self._refuse_options()
+
+    def _begin(self) -> tuple[Splits, Path | None]:
+        """The data, and where the checkpoint lies, if the source is one."""
+        o = self.options
+        torch.manual_seed(o.seed)
+        splits = open_data(o.data, task=task_of(o.source), format=o.format, val_share=o.val_share, seed=o.seed)
+        return splits, find_checkpoint(o.source)
+
+    def _open(self, folder: Path | None, labels: Sequence[str], channels: int | None) -> None:
+        """Sets the model: a checkpoint's (``folder``), or an architecture's with the best weights that there are."""
+        o, weights = self.options, self.options.weights or "pretrained"
+        if folder is None:
+            architecture = get_registry().get(Architecture, o.source)
+            if architecture.name != o.source:
+                self.say(f"{o.source} means {architecture.name}")
+            if not o.weights and not architecture.weights:
+                weights = "none"
+                self.say(f"{architecture.name} has no pretrained weights: training from random ones")
+        self.model = open_model(
+            o.source,
+            weights=weights,
+            labels=labels,
+            channels=channels,
+            size=tuple(o.size) if isinstance(o.size, list) else o.size,
+            pixel=o.pixel,
+            options=o.build,
+        )
 
     def _refuse_options(self) -> None:
         """Raises ZooError for an option that means nothing to the task: silence would look like consent."""
@@ -679,15 +687,10 @@ class _Run:
         return {"confusion": confusion_picture(seen.meter.matrix, labels)}  # type: ignore[attr-defined]
 
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-        s, o = self.settled, self.options
-        p = self.model.provenance
-        weights = " ".join(str(v) for k, v in p.get("weights", {}).items() if k in ("kind", "name"))
-        facts = [(k, f"{100 * v:.2f} %") for k, v in metrics.items() if isinstance(v, float)]
-        facts += [
-            ("training images", f"{len(self.train_data)} ({self.train_data.source})"),
-            ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
-            ("architecture", self.model.architecture.name),
-            ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
+        s = self.settled
+        return [
+            *((k, f"{100 * v:.2f} %") for k, v in metrics.items() if isinstance(v, float)),
+            *self._came_from(),
             (
                 "input",
                 " × ".join(map(str, self.model.input.shape))
@@ -700,12 +703,26 @@ class _Run:
             ("batch, learning rate", f"{s['batch_size']}, {s['lr']:.3g} (decay {s['lr_decay']:g} a group)"),
             ("precision", s["precision"] + (", channels-last" if s["channels_last"] else "")),
             ("augmentation", ", ".join(f"{k} {v}" for k, v in s["augment"].items())),
-            ("seed", str(o.seed)),
+            *self._made_with(),
+        ]
+
+    def _came_from(self) -> list[tuple[str, str]]:
+        weights = " ".join(str(v) for k, v in self.model.provenance.get("weights", {}).items() if k in ("kind", "name"))
+        return [
+            ("training images", f"{len(self.train_data)} ({self.train_data.source})"),
+            ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
+            ("architecture", self.model.architecture.name),
+            ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
+        ]
+
+    def _made_with(self) -> list[tuple[str, str]]:
+        p = self.model.provenance
+        return [
+            ("seed", str(self.options.seed)),
             ("licences", ", ".join(p.get("licences", [])) or "none stated"),
             ("versions", ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())),
             ("time", f"{self.seconds:.0f} s"),
         ]
-        return facts
 
     # -- Lightning ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data import Dataset, open_data
+from ..data import Dataset
 from ..data.degrading import Degradation
 from ..data.targets import Picture
 from ..errors import DataError, PluginError, UnknownName, ZooError
@@ -35,7 +35,7 @@ from .engine import fit, quiet
 from .evaluate import evaluate, evaluate_set
 from .finetune import STATE, Summary, _precision, _Run
 from .match import Match, Rounds, Validation
-from .models import find_checkpoint, half_of, load_checkpoint, open_model, save_checkpoint, task_of
+from .models import half_of, load_checkpoint, save_checkpoint
 from .pictures import Pictures
 from .players import Batch, Players, Rules
 from .quality import collapsed, figures, real_images
@@ -48,6 +48,8 @@ JUDGED_EACH_EPOCH = 64
 MADE_EACH_EPOCH = 256
 """Images that a generator draws to be compared with as many real ones after each epoch, and ..."""
 MADE_AT_LAST = 1000
+LOOKED_AT = 16
+"""Images of a set that are asked whether it is grey."""
 PERCEPTUAL = "vgg16"
 """Whose features a perceptual loss compares, where nobody says."""
 SHOWN = 64
@@ -65,26 +67,10 @@ class GenerativeRun(_Run):
 
     def prepare(self) -> None:
         o = self.options
-        torch.manual_seed(o.seed)
-        kind = task_of(o.source)
-        splits = open_data(o.data, task=kind, format=o.format, val_share=o.val_share, seed=o.seed)
-        folder = find_checkpoint(o.source)
-        weights = o.weights or "pretrained"
-        if folder is None:
-            architecture = get_registry().get(Architecture, o.source)
-            if architecture.name != o.source:
-                self.say(f"{o.source} means {architecture.name}")
-            if not o.weights and not architecture.weights:
-                weights = "none"
-        self.model = open_model(
-            o.source,
-            weights=weights,
-            labels=splits.train.labels,
-            channels=o.channels if o.channels is not None else self._channels(splits.train, folder, o.source),
-            size=tuple(o.size) if isinstance(o.size, list) else o.size,
-            pixel=o.pixel,
-            options=o.build,
-        )
+        splits, folder = self._begin()
+        channels = o.channels if o.channels is not None else self._channels(splits.train, folder, o.source)
+        self._open(folder, splits.train.labels, channels)
+        kind = self.model.task.name
         if not isinstance(self.model.network, Players):
             raise PluginError(
                 f"architecture '{self.model.architecture.name}': a network of task {kind} is trained as zoo.train.players.Players, "
@@ -110,10 +96,7 @@ class GenerativeRun(_Run):
         """Of a generator of images: grey where the data is, if nobody said otherwise."""
         if folder is not None or get_registry().get(Architecture, source).makes is None or not len(data):
             return None
-        image = data[0].image
-        if isinstance(image, np.ndarray):
-            return 1 if image.ndim == 2 or image.shape[2] == 1 else None
-        return None
+        return 1 if all(_is_grey(sample.image) for sample in data[:LOOKED_AT]) else None
 
     def _metric(self) -> None:
         """What an epoch is judged by: its name, whether less is better, and how it is printed."""
@@ -436,16 +419,11 @@ class GenerativeRun(_Run):
         )
 
     def _facts(self, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-        s, o, p = self.settled, self.options, self.model.provenance
-        weights = " ".join(str(v) for k, v in p.get("weights", {}).items() if k in ("kind", "name"))
+        s, o = self.settled, self.options
         eyes, _, file = (o.perceptual or PERCEPTUAL).partition(":")
-        facts = [(k, str(told(self.task, k, v))) for k, v in metrics.items() if k != "classes"]
         return [
-            *facts,
-            ("training images", f"{len(self.train_data)} ({self.train_data.source})"),
-            ("validation images", f"{len(self.val_data)} ({self.val_data.source})"),
-            ("architecture", self.model.architecture.name),
-            ("started from", "a checkpoint" if self.model.weights == "checkpoint" else weights),
+            *((k, str(told(self.task, k, v))) for k, v in metrics.items() if k != "classes"),
+            *self._came_from(),
             (f"{self.metric_name} before", self.said(s["before"])),
             ("loss", ", ".join([s["loss"], *(f"{k} x {v:g}" for k, v in o.loss_weights.items())])),
             *(
@@ -458,8 +436,16 @@ class GenerativeRun(_Run):
             ("epochs, batch", f"{s['epochs']}, {s['batch_size']}"),
             ("averaged generator", f"decay {s['ema']:g}" if s["ema"] else "no"),
             ("precision", s["precision"]),
-            ("seed", str(o.seed)),
-            ("licences", ", ".join(p.get("licences", [])) or "none stated"),
-            ("versions", ", ".join(f"{k} {v}" for k, v in p.get("versions", {}).items())),
-            ("time", f"{self.seconds:.0f} s"),
+            *self._made_with(),
         ]
+
+
+def _is_grey(image: Any) -> bool:
+    """Whether an image has no colours, as its array or the head of its file says."""
+    if isinstance(image, np.ndarray):
+        return image.ndim == 2 or image.shape[2] == 1
+    try:
+        with Image.open(image) as picture:
+            return picture.mode in ("1", "L", "LA", "I;16")
+    except (OSError, ValueError, TypeError):  # that it cannot be read is told elsewhere
+        return False
