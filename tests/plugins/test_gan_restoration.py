@@ -59,6 +59,16 @@ def test_any_size_and_any_channels(name: str, scale: int) -> None:
         assert network.decode == {"scale": scale, "multiple": multiple}
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_enlarging_by_a_convolution_is_torchs(mode: str, scale: int) -> None:
+    images = torch.rand(2, 3, 7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = nn.functional.interpolate(images, scale_factor=scale, mode=mode, align_corners=False)
+    ours = srresnet.Enlarged(3, scale, mode).double()
+    assert not ours.state_dict(), "nothing to be trained, and nothing to be missing in a file"
+    torch.testing.assert_close(ours(images), wanted, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("skip", ["bicubic", "bilinear", "nearest"])
 def test_srresnet_starts_from_the_enlarged_input(skip: str) -> None:
     torch.manual_seed(0)
@@ -95,6 +105,7 @@ def test_a_scale_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     ("call", "words"),
     [
         (lambda: srresnet.build(skip="lanczos"), "skip=lanczos"),
+        (lambda: srresnet.build(ends=4), "ends=4"),
         (lambda: srresnet.build(blocks=0), "blocks=0"),
         (lambda: carn.build(group=5), "group=5"),
         (lambda: esrgan.build(scale=3, unshuffle=2), "unshuffle=2: scale=3 goes with 1"),

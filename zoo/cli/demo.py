@@ -166,7 +166,7 @@ def _drawing(out: Path, quick: bool) -> _Made:
     note(f"wrote {len(digits.target)} digits to {data}")
     _zoo(
         "finetune", "dcgan", "--weights", "none", "--data", data, "--out", run, "--size", 16, "--option", "width=32",
-        "--epochs", 2 if quick else 20, "--val-share", VAL_SHARE, "--seed", SEED,
+        "--epochs", 2 if quick else 20, "--ema", 0.99, "--val-share", VAL_SHARE, "--seed", SEED,
     )  # fmt: skip
     return _Made(data=data, run=run)
 
@@ -180,7 +180,7 @@ def _enlarging(out: Path, quick: bool) -> _Made:
     note(f"made {count} pictures of discs, squares and triangles in {data}")
     _zoo(
         "finetune", "srresnet", "--weights", "none", "--data", data, "--out", run, "--option", "width=16",
-        "--option", "blocks=4", "--epochs", 1 if quick else 6, "--val-share", VAL_SHARE, "--seed", SEED,
+        "--option", "blocks=4", "--option", "ends=3", "--epochs", 1 if quick else 4, "--val-share", VAL_SHARE, "--seed", SEED,
     )  # fmt: skip
     return _Made(data=data, run=run)
 
