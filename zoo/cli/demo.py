@@ -125,10 +125,10 @@ def command(task: str, out: Path, quick: bool) -> None:
     click.echo("")
     click.echo(table(rows, ("artefact", "kB", "status", "gates")))
     what = {
-        "classify": lambda: f"a held-out {held_out.labels[sample.target]} is read as",
-        "generate": lambda: "a digit is drawn in",
-        "restore": lambda: f"held-out {sample.id}, at half its size, is made",
-    }.get(task, lambda: f"held-out {sample.id} is read as")()
+        "classify": f"a held-out {held_out.labels[sample.target]} is read as" if task == "classify" else "",
+        "generate": "a digit is drawn in",
+        "restore": f"held-out {sample.id}, at half its size, is made",
+    }.get(task, f"held-out {sample.id} is read as")
     click.echo(f"\n{what} {said} on {device}, without torch")
     click.echo(f"report:  {bundle / 'report.html'}")
     click.echo(f"picture: {picture}")

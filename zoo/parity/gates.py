@@ -361,8 +361,12 @@ def accuracy(candidate: Candidate, reference: Reference, samples: Samples) -> Fi
     continuous = half.unit == "dB"
     if samples.targets is None or all(target is None for target in samples.targets):
         why = "nobody knows the right images" if continuous else "no labelled data was given (--data DIR)"
-        figures = {} if samples.targets is None else {"known": 0}
-        return Finding(gate="accuracy", verdict=SKIPPED, message=f"accuracy was not judged: {why}", figures=figures)
+        return Finding(
+            gate="accuracy",
+            verdict=SKIPPED,
+            message=f"accuracy was not judged: {why}",
+            figures={} if samples.targets is None else {"known": 0},
+        )
     for who, results in (("candidate", candidate.results), ("reference", reference.results)):
         if len(results) != len(samples.targets):
             return Finding(
