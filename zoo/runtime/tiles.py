@@ -71,7 +71,6 @@ def predict_tiled(
     ``tile`` is their side in pixels, by default the network's input size; another needs a graph whose height and
     width are open. ``overlap`` is by default 64 pixels, or a quarter of a smaller tile. An image smaller than a tile
     is padded with the input's fill.
-    ``progress(done, total)`` counts tiles.
 
     Class maps: the tiles' class probabilities are blended. Only the middle quarter of an overlap is; the outer
     three eighths on either side are the other tile's alone. So the answer is that of the whole image at once, to
