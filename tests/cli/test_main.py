@@ -50,6 +50,7 @@ def test_a_misspelt_verb_names_the_nearest(zoo):
         (OutputError("disk full"), 2, "zoo: error: disk full"),
         (UnknownName("architecture", "resnt", ["resnet50"]), 2, "did you mean resnet50?"),
         (KeyboardInterrupt(), 130, "zoo: interrupted"),
+        (MemoryError("Unable to allocate 8 TiB"), 2, "out of memory (Unable to allocate 8 TiB): give smaller"),
         (OSError(28, "No space left on device", "/x/y"), 2, "no space left on the disk while writing /x/y"),
     ],
 )

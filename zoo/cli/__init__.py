@@ -145,6 +145,9 @@ def execute(args: Sequence[str] | None = None) -> int:
         # the reader went away (`zoo list | head`): not an error, but Python must not complain at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        said = f" ({error})" if str(error) else ""
+        return _fail(f"out of memory{said}: give smaller or fewer images at once; large ones run in tiles (--tile)", 2)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
