@@ -308,6 +308,12 @@ def test_rows_that_are_no_numbers_are_not_left_out_as_unpaired(seen):
         assert "4 values of 'boxes' are not finite" in found.message
 
 
+def test_only_scores_have_a_largest_one() -> None:
+    values = np.arange(12, dtype=np.float32)
+    assert compare(values.reshape(3, 4), values.reshape(3, 4))["argmax_agreement"] == 1
+    assert "argmax_agreement" not in compare(values.reshape(1, 3, 2, 2), values.reshape(1, 3, 2, 2))
+
+
 def test_compare_gives_the_textbook_figures():
     a, b = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 2.0, 4.0]])
     found = compare(a, b)

@@ -239,7 +239,7 @@ def compare(
 
     ``max_abs`` and ``mean_abs`` in the output's own unit; ``rms_share``: RMS error / RMS of the reference about
     its per-sample mean (shift of all logits changes nothing); ``cosine``; ``psnr_db`` with the reference's range
-    as peak; ``argmax_agreement``; ``histogram`` of log10 absolute error; with ``exact``: ``unit`` and ``units``, the
+    as peak; ``argmax_agreement`` of (N, K) scores; ``histogram`` of log10 absolute error; with ``exact``: ``unit`` and ``units``, the
     unit being no less than ``floor`` times the spread, nor than ``least``.
     """
     a, b = ours.astype(np.float64).reshape(len(ours), -1), theirs.astype(np.float64).reshape(len(theirs), -1)
@@ -263,7 +263,7 @@ def compare(
         "spread": spread,
         "cosine": float((a * b).sum() / norm) if norm else 1.0,
         "psnr_db": 20 * math.log10(peak / rms) if rms and peak else None,
-        "argmax_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        **({"argmax_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean())} if theirs.ndim == 2 else {}),
         "histogram": _histogram(error),
     }
     if exact is not None:

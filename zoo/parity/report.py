@@ -640,6 +640,7 @@ def _numbers(figures: Mapping[str, Any]) -> str:
         "psnr_db": "PSNR, dB",
         "argmax_agreement": "same arg-max",
     }
+    columns = {key: title for key, title in columns.items() if any(key in found for found in figures.values())}
     rows = ["<table><tr><th>output" + "".join(f"<th class=n>{t}" for t in columns.values())]
     plots = []
     for name, found in figures.items():
