@@ -99,15 +99,18 @@ def command(task: str, out: Path, quick: bool) -> None:
     held_out = open_data(made.data, task=task, val_share=VAL_SHARE, seed=SEED).val
     sample = held_out[len(held_out) // 2]
     photo, picture = str(sample.image), out / "prediction.png"
-    if task == "generate":
-        photo = ""
+    what = f"held-out {sample.id} is read as"
+    if task == "classify":
+        what = f"a held-out {held_out.labels[sample.target]} is read as"
+    elif task == "generate":
+        photo, what = "", "a digit is drawn in"
         _zoo("run", packed, "--seed", "7", "--grid", "8x8", "--out", picture)
     elif task == "restore":
         from PIL import Image
 
         with Image.open(photo) as large:
             large.resize((large.width // 2, large.height // 2), Image.Resampling.BICUBIC).save(out / "small.png")
-        photo = str(out / "small.png")
+        photo, what = str(out / "small.png"), f"held-out {sample.id}, at half its size, is made"
     call = f'("{photo}")' if photo else ".generate(1, seed=7)"
     note(f"\n$ python -c 'import zoo.runtime; zoo.runtime.load(\"{packed}\"){call}'")
     done = subprocess.run(
@@ -124,11 +127,6 @@ def command(task: str, out: Path, quick: bool) -> None:
             rows.append((artifact.name, f"{size:.0f}", artifact.status, gates))
     click.echo("")
     click.echo(table(rows, ("artefact", "kB", "status", "gates")))
-    what = {
-        "classify": f"a held-out {held_out.labels[sample.target]} is read as" if task == "classify" else "",
-        "generate": "a digit is drawn in",
-        "restore": f"held-out {sample.id}, at half its size, is made",
-    }.get(task, f"held-out {sample.id} is read as")
     click.echo(f"\n{what} {said} on {device}, without torch")
     click.echo(f"report:  {bundle / 'report.html'}")
     click.echo(f"picture: {picture}")

@@ -88,7 +88,7 @@ def verify_bundle(
 
     task = find_task(bundle.task)
     half = open_half(bundle)
-    if quality is not None and (data is None or not half.samples(data, bundle.input, bundle.labels, 1).others):
+    if quality is not None and data is None:
         raise DataError(NOTHING_REAL)
     stages = selftest(bundle, artifacts[0] if len(artifacts) == 1 else None, threads=threads)
     names = list(artifacts or bundle.artifacts)
@@ -104,7 +104,9 @@ def verify_bundle(
             bundle=_identity(bundle),
         )
     basis = _basis(bundle, task, half, data, network, exact_network, network_name, progress)
-    judge = quality(basis.reference.results, basis.real) if quality and basis.reference and basis.real else None
+    if quality is not None and not basis.real:
+        raise DataError(NOTHING_REAL)
+    judge = quality(basis.reference.results, basis.real) if quality and basis.reference else None
     substitute: Reference | None = None
     reports: list[ArtifactReport] = []
     flips: list[Flip] = []

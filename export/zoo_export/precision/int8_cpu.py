@@ -69,9 +69,10 @@ class StaticInt8(Int8Pass):
     def quantise(
         self, model: ModelProto, ranges: Mapping[str, Range], layers: Collection[str], *, alone: bool = False
     ) -> ModelProto:
-        in_float = {*head_nodes(model), *self.layers(model)} - set(layers)
-        norms = find_normalisations(View(model))
-        in_float |= norms.statistics | norms.products
+        in_float: set[str] = set()
+        if not alone:
+            norms = find_normalisations(View(model))
+            in_float = {*head_nodes(model), *self.layers(model), *norms.statistics, *norms.products} - set(layers)
         data = {
             name: TensorData(lowest=np.float32(found.low), highest=np.float32(found.high))
             for name, found in ranges.items()
@@ -85,7 +86,7 @@ class StaticInt8(Int8Pass):
                 activation_qType=QuantType.QUInt8,
                 tensors_range=data,
                 nodes_to_quantize=sorted(layers) if alone else [],
-                nodes_to_exclude=[] if alone else sorted(in_float),
+                nodes_to_exclude=sorted(in_float),
                 op_types_to_quantize=list(OPERATORS),
                 extra_options={},
             )
